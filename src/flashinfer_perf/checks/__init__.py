@@ -1,0 +1,1 @@
+"""What a right output is, and by how much it may differ."""

@@ -1,0 +1,85 @@
+"""Floating-point outputs, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flashinfer_perf.checks.shape import wrong_shape
+from flashinfer_perf.checks.statistics import cosine, describe, relative_l2, unravel
+from flashinfer_perf.core.record import Finding
+from flashinfer_perf.lazy import torch
+
+if TYPE_CHECKING:
+    from flashinfer_perf.run.launch import Launch
+    from flashinfer_perf.run.problem import Outputs
+
+
+@dataclass(frozen=True)
+class Close:
+    """Passes when |actual - expected| <= atol + rtol * |expected| for every element, and the relative L2 norm of the
+    difference is within its own bound: single elements may use up their tolerance, all together may not.
+
+    Attributes:
+        rtol: relative to the expected element.
+        atol: absolute.
+        max_relative_l2: of the whole tensor.
+        why: where the numbers come from, for the reader of a mismatch.
+    """
+
+    rtol: float
+    atol: float
+    max_relative_l2: float
+    why: str
+
+    @property
+    def text(self) -> str:
+        bounds = f"rtol {self.rtol:.3g}, atol {self.atol:.3g}, relative L2 {self.max_relative_l2:.3g}"
+        return f"{bounds}: {self.why}"
+
+    def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
+        return compare(name, actual[name], expected[name], self)
+
+    def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
+        """Two right outputs may lie on opposite sides of the truth."""
+        twice = Close(2 * self.rtol, 2 * self.atol, 2 * self.max_relative_l2, self.why)
+        return compare(name, actual[name], other[name], twice)
+
+    def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
+        return None
+
+
+def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close) -> Finding:
+    """The finding about two tensors of one shape."""
+    if finding := wrong_shape(name, output, truth):
+        return finding
+    actual, expected = output.to(torch.float64), truth.to(torch.float64)
+    error = (actual - expected).abs()
+    same = actual == expected
+    far = ~(same | (error <= within.atol + within.rtol * expected.abs()))
+    norm = relative_l2(actual, expected)
+    differing = int(far.sum())
+    passed = differing == 0 and norm <= within.max_relative_l2
+    finding = Finding(
+        output=name,
+        passed=passed,
+        detail=within.text,
+        elements=actual.numel(),
+        differing=differing,
+        max_abs=float(error.max()) if error.numel() else 0.0,
+        relative_l2=norm,
+        cosine=cosine(actual, expected),
+    )
+    return finding if passed else with_worst(finding, actual, expected)
+
+
+def with_worst(finding: Finding, actual: torch.Tensor, expected: torch.Tensor) -> Finding:
+    """The finding with statistics of both tensors and their worst element; NaN is worse than any number."""
+    import dataclasses
+
+    error = (actual - expected).abs().nan_to_num(nan=float("inf"))
+    worst = unravel(int(error.flatten().argmax()), error.shape)
+    return dataclasses.replace(
+        finding, worst_index=worst, actual=describe(actual, worst), expected=describe(expected, worst)
+    )

@@ -1,0 +1,27 @@
+"""``flashinfer-perf``: the commands under one name."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "bench": "measure: the same program as flashinfer-benchmark",
+    "readme": "write benchmarks/README.md anew from the declarations",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the named command; its exit status."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    if tokens and tokens[0] in COMMANDS:
+        return int(importlib.import_module(f"flashinfer_perf.cli.{tokens[0]}").main(tokens[1:]))
+    asked = tokens[:1] in (["-h"], ["--help"])
+    problem = f"unknown command {tokens[0]!r}\n" if tokens and not asked else ""
+    listing = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    print(
+        f"{problem}usage: flashinfer-perf COMMAND …\n\n{listing}\n\nflashinfer-perf COMMAND --help tells more.",
+        file=sys.stdout if asked else sys.stderr,
+    )
+    return 0 if asked else 2

@@ -1,0 +1,45 @@
+"""Runs parsed cases: chooses the sinks and starts a session."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from flashinfer_perf.core.case import Case
+from flashinfer_perf.core.exit_status import NOTHING_PARSED
+from flashinfer_perf.core.options import Options
+from flashinfer_perf.core.routine import Routine
+from flashinfer_perf.core.testlist import InvalidLine
+from flashinfer_perf.run.ranks import find_ranks
+from flashinfer_perf.run.session import Session, Sink, SinkFailed
+from flashinfer_perf.sinks.columns import columns_of
+from flashinfer_perf.sinks.console import Console
+from flashinfer_perf.sinks.csv_file import CsvFile
+from flashinfer_perf.sinks.json_console import JsonConsole
+from flashinfer_perf.sinks.jsonl_file import JsonlFile
+from flashinfer_perf.sinks.progress import Progress, wanted
+from flashinfer_perf.sinks.table import Table
+
+CONSOLES = {"text": Console, "table": Table, "json": JsonConsole}
+
+
+def measure_items(items: Sequence[Case | InvalidLine], run: Options, routines: Mapping[str, Routine]) -> int:
+    """The exit status. Over several ranks only the first one writes."""
+    ranks = find_ranks()
+    try:
+        sinks = _sinks(run, routines, len(items)) if ranks.rank == 0 else []
+    except SinkFailed as failure:
+        print(f"[ERROR] {failure}", file=sys.stderr)
+        return NOTHING_PARSED
+    return Session(sinks, ranks).run(items)
+
+
+def _sinks(run: Options, routines: Mapping[str, Routine], total: int) -> list[Sink]:
+    sinks: list[Sink] = [CONSOLES[run.format]()]
+    if run.output_path is not None:
+        sinks.append(CsvFile(run.output_path, columns_of(routines), run.append))
+    if run.jsonl is not None:
+        sinks.append(JsonlFile(run.jsonl, run.append))
+    if wanted(total):
+        sinks.append(Progress(total))
+    return sinks

@@ -1,0 +1,1 @@
+"""The torch-free heart: flags, cases, testlists, records, statistics, stop rules."""

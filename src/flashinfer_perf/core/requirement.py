@@ -1,0 +1,84 @@
+"""What a backend needs, as data: each requirement can say what it is and why it is not met."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flashinfer_perf.core.machine import Machine
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One need of a backend.
+
+    ``unmet(machine, flags)`` gives the reason in one line, or None. ``flags`` is None when only the machine is asked
+    about (``--list``); a requirement about a case is met then.
+    """
+
+    text: str
+    unmet: Callable[[Machine, Any], str | None]
+    on_capability: bool = False
+    """About the compute capability: the documents have a line of their own for that."""
+
+
+def package(module: str, *, extra: str) -> Requirement:
+    """An optional package, named with the extra that installs it."""
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        if is_installed(module):
+            return None
+        return f"{module} is not installed; install it with: pip install 'flashinfer-perf[{extra}]'"
+
+    return Requirement(f"{module} installed", unmet)
+
+
+def _unmet_cuda(machine: Machine, flags: Any) -> str | None:
+    return None if machine.is_cuda else f"it needs a CUDA GPU, and this run is on {machine.device!r}"
+
+
+cuda_gpu = Requirement("a CUDA GPU", _unmet_cuda)
+
+
+def capability(*majors: int, minimum: str = "0.0") -> Requirement:
+    """A CUDA GPU of at least this compute capability and, if named, one of these generations (major versions)."""
+    least = tuple(int(part) for part in minimum.split("."))
+    kinds = f"compute capability {' or '.join(f'{m}.x' for m in majors)}" if majors else ""
+    text = kinds or f"compute capability {minimum} or newer"
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        found = machine.compute_capability
+        if found is None:
+            return f"it needs a CUDA GPU of {text}, and this run is on {machine.device!r}"
+        if found >= least and (not majors or found[0] in majors):
+            return None
+        return f"it needs {text}, and this GPU has {machine.compute_capability_text}"
+
+    return Requirement(f"a CUDA GPU of {text}", unmet, on_capability=True)
+
+
+def case_rule(text: str, met: Callable[[Any], bool], reason: str = "") -> Requirement:
+    """A rule about the case's flags; ``reason`` is what to say when it is broken, by default the rule itself."""
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        return None if flags is None or met(flags) else reason or f"it needs {text}"
+
+    return Requirement(text, unmet)
+
+
+@functools.cache
+def is_installed(module: str) -> bool:
+    """Whether it can be imported, found out without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def installed_version(distribution: str) -> str:
+    """Its version, or 'not installed'."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

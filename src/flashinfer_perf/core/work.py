@@ -1,0 +1,21 @@
+"""How much a kernel has to do, and the rates that follow from its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations and bytes that one call has to move at least once, over all ranks."""
+
+    flops: float
+    bytes: float
+
+    def tflops_per_s(self, median_ms: float) -> float:
+        """FLOPs / (1e9 * ms), the documented formula."""
+        return self.flops / (1e9 * median_ms)
+
+    def tb_per_s(self, median_ms: float) -> float:
+        """Bytes / (1e9 * ms), the documented formula."""
+        return self.bytes / (1e9 * median_ms)

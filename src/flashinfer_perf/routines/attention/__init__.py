@@ -1,0 +1,1 @@
+"""Attention over paged and ragged key-value caches."""

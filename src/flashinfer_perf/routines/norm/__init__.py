@@ -1,0 +1,1 @@
+"""Normalisation, alone or fused with residual addition and quantisation."""

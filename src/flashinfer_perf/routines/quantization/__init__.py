@@ -1,0 +1,1 @@
+"""Quantisers to block-scaled formats."""

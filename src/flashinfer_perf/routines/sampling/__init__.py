@@ -1,0 +1,1 @@
+"""Sampling tokens, and selecting the largest."""

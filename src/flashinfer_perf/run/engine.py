@@ -1,0 +1,251 @@
+"""Runs a case: the problem, its truth, then one backend after the other. Every backend asked for leaves a record."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from flashinfer_perf.core.case import Case
+from flashinfer_perf.core.flags import shown, specs_of
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.core.options import Options
+from flashinfer_perf.core.record import CheckState, Record, Status
+from flashinfer_perf.core.routine import Backend
+from flashinfer_perf.device.environment import environment_of
+from flashinfer_perf.device.machine import find_machine, free_bytes
+from flashinfer_perf.lazy import torch
+from flashinfer_perf.run.backend_run import BackendRun
+from flashinfer_perf.run.events import CaseStarted, Event, Message, Severity
+from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.failure import classify
+from flashinfer_perf.run.fingerprint import Fingerprints
+from flashinfer_perf.run.judge import mismatch_reason
+from flashinfer_perf.run.problem import Outputs, Problem
+from flashinfer_perf.run.ranks import Ranks, in_step
+from flashinfer_perf.run.selection import Refused, Selection, one_that_works, select
+
+
+def run_case(case: Case, ranks: Ranks, number: int = 1, total: int = 1) -> Iterator[Event]:
+    """The events of a case, in the order in which they happen.
+
+    Ctrl-C is not caught here: what is still pending then is the caller's to record (``unfinished``).
+    """
+    try:
+        machine = find_machine(case.options.device)
+    except Exception as error:  # whatever a driver may throw while it is asked what there is
+        yield from _case_failed(case, Machine(case.options.device, ""), list(asked_for(case)), error)
+        return
+    selection = select(case, machine)
+    yield CaseStarted(case, machine, selection.names or asked_for(case), number, total)
+    yield from _CaseRun(case, machine, ranks, selection).events()
+
+
+def asked_for(case: Case) -> tuple[str, ...]:
+    """The backends that owe a record: those typed, else the routine's default."""
+    return case.backends or tuple(case.routine.backends)[:1]
+
+
+def unfinished(case: Case, backend: str, error: BaseException) -> Record:
+    """The record of a backend that did not come to its end."""
+    status, reason = classify(error)
+    return _record(case, Machine(case.options.device, ""), backend, status, reason)
+
+
+@dataclass
+class _CaseRun:
+    case: Case
+    machine: Machine
+    ranks: Ranks
+    selection: Selection
+    problem: Problem | None = None
+    inputs: Fingerprints | None = None
+    truth: Mapping[str, Any] | None = None
+    first_passed: tuple[str, Outputs] | None = None
+
+    def events(self) -> Iterator[Event]:
+        selection = self.selection
+        yield from self._ignored_flags()
+        if not selection.by_default:
+            for refused in selection.refused:
+                yield from self._refused(refused)
+        if not selection.runnable:
+            yield from self._nothing_to_run(selection.refused[0] if selection.by_default else None)
+            return
+        try:
+            yield from self._make_problem()
+        except Exception as error:  # whatever it is, the other cases go on
+            names = [backend.name for backend in selection.runnable]
+            yield from _case_failed(self.case, self.machine, names[:1] if selection.by_default else names, error)
+            return
+        if selection.by_default:
+            yield from self._first_that_works(selection.refused, selection.runnable)
+        else:
+            for backend in selection.runnable:
+                yield from self._backend(backend)
+
+    def _first_that_works(self, refused: tuple[Refused, ...], runnable: tuple[Backend, ...]) -> Iterator[Event]:
+        names = list(self.case.routine.backends)
+        why = refused[0].reason if refused and refused[0].backend.name == names[0] else ""
+        for backend in runnable:
+            if backend.name != names[0]:
+                text = f"The default backend {names[0]} cannot run here: {why}. Using {backend.name} instead."
+                yield Message(Severity.WARNING, text)
+            events = list(self._backend(backend)) if backend is not runnable[-1] else self._backend(backend)
+            if isinstance(events, list) and events[-1].status is Status.UNSUPPORTED:  # type: ignore[union-attr]
+                why = events[-1].reason  # type: ignore[union-attr]
+                continue
+            yield from events
+            return
+
+    def _make_problem(self) -> Iterator[Event]:
+        case = self.case
+        make = TensorFactory(self.machine.device, case.options.random_seed, free_bytes(self.machine), self.ranks)
+        problem = self.problem = in_step(self.ranks, lambda: case.routine.make(case.flags, make))
+        for line in problem.shown:
+            yield Message(Severity.VERBOSE if line.level == 1 else Severity.VVERBOSE, line.text)
+        if case.options.refcheck and self.truth is None:
+            self.truth = in_step(self.ranks, problem.truth)
+        self.inputs = Fingerprints(problem.tensors)
+
+    def _backend(self, backend: Backend) -> Iterator[Event]:
+        """The lines of one backend, then its record."""
+        run = None
+        yield from self._ignored_by(backend)
+        try:
+            run = self._new_run(backend)
+            yield from run()
+            status, reason = _outcome(run)
+        except Exception as error:  # a backend may raise anything; the next one goes on
+            status, reason = classify(error)
+            yield from _failure_lines(self.case, backend.name, status, reason, error)
+        yield self._finish(backend, run, status, reason)
+        release_memory(self.machine)
+
+    def _new_run(self, backend: Backend) -> BackendRun:
+        if self.problem is None:
+            list(self._make_problem())
+        assert self.problem is not None
+        assert self.inputs is not None
+        return BackendRun(self.case, backend, self.machine, self.problem, self.inputs, self.truth, self.first_passed)
+
+    def _finish(self, backend: Backend, run: BackendRun | None, status: Status, reason: str) -> Record:
+        if run is None:
+            return _record(self.case, self.machine, backend.name, status, reason, backend.ignores)
+        if run.verdict.state is CheckState.PASSED and self.first_passed is None and run.outputs is not None:
+            self.first_passed = (backend.name, run.outputs)
+        if run.inputs_changed:
+            self.problem = None
+        return _record(
+            self.case,
+            self.machine,
+            backend.name,
+            status,
+            reason,
+            backend.ignores,
+            resolved_backend=run.resolved_backend,
+            measurement=run.measurement,
+            work=run.problem.work,
+            verdict=run.verdict,
+            facts=run.facts,
+        )
+
+    def _refused(self, refused: Refused) -> Iterator[Event]:
+        name, routine = refused.backend.name, self.case.routine.name
+        if refused.requirement.on_capability and self.machine.compute_capability:
+            where = f"is not supported on compute capability {self.machine.compute_capability_text}"
+            text = f"{name} for routine {routine} {where}. Skipping."
+        else:
+            text = f"{name} for routine {routine} cannot run: {refused.reason}. Skipping."
+        yield Message(Severity.WARNING, text)
+        yield _record(self.case, self.machine, name, Status.UNSUPPORTED, refused.reason)
+
+    def _nothing_to_run(self, default: Refused | None) -> Iterator[Event]:
+        if default is not None:
+            yield from self._refused(default)
+        working = one_that_works(self.case, self.machine)
+        hint = f" Try --backends {working}." if working else ""
+        yield Message(Severity.ERROR, f"No backends to test. Exiting.{hint}")
+
+    def _ignored_flags(self) -> Iterator[Event]:
+        for name in self.case.ignored:
+            yield Message(Severity.WARNING, f"--{name} is ignored: {self.case.routine.name} does not read it.")
+
+    def _ignored_by(self, backend: Backend) -> Iterator[Event]:
+        for name in _typed_in_vain(self.case, backend.ignores):
+            yield Message(Severity.WARNING, f"--{name} is ignored by backend {backend.name}.")
+
+
+def release_memory(machine: Machine) -> None:
+    """Gives back what the last backend held."""
+    gc.collect()
+    if machine.is_cuda:
+        torch.cuda.empty_cache()
+
+
+def _typed_in_vain(case: Case, ignores: tuple[str, ...]) -> tuple[str, ...]:
+    """Flags that a backend ignores though they ask for something."""
+    return tuple(name for name in ignores if getattr(case.flags, name) != case.routine.specs[name].default)
+
+
+def _outcome(run: BackendRun) -> tuple[Status, str]:
+    if run.verdict.state is CheckState.MISMATCH:
+        return Status.MISMATCH, mismatch_reason(run.verdict)
+    return Status.OK, ""
+
+
+def _case_failed(case: Case, machine: Machine, backends: list[str], error: Exception) -> Iterator[Event]:
+    status, reason = classify(error)
+    yield Message(Severity.ERROR, f"Error running test: {case.repro_command.partition('.py ')[2]}")
+    yield Message(Severity.ERROR, f"Error: {reason}")
+    yield from _traceback_lines(error, status)
+    for name in backends:
+        yield _record(case, machine, name, status, reason)
+
+
+def _failure_lines(case: Case, backend: str, status: Status, reason: str, error: Exception) -> Iterator[Event]:
+    if status is Status.UNSUPPORTED:
+        text = f"{backend} for routine {case.routine.name} cannot run: {reason}. Skipping."
+        yield Message(Severity.WARNING, text)
+        return
+    yield Message(Severity.ERROR, f"Backend {backend}: {status}: {reason}")
+    yield from _traceback_lines(error, status)
+
+
+def _traceback_lines(error: Exception, status: Status) -> Iterator[Event]:
+    if status is Status.FAILED:
+        for block in traceback.format_exception(error):
+            for line in block.rstrip().splitlines():
+                yield Message(Severity.VERBOSE, line)
+
+
+def _record(
+    case: Case,
+    machine: Machine,
+    backend: str,
+    status: Status,
+    reason: str,
+    ignores: tuple[str, ...] = (),
+    **found: Any,
+) -> Record:
+    flags = {name: value for name, value in case.flag_values().items() if name not in ignores}
+    options = {n: shown(getattr(case.options, n)) for n, spec in specs_of(Options).items() if not spec.per_process}
+    return Record(
+        status=status,
+        reason=reason,
+        routine=case.routine.name,
+        backend=backend,
+        case=flags,
+        options=options,
+        ignored_flags=case.ignored + _typed_in_vain(case, ignores),
+        origin=case.origin,
+        case_id=case.case_id,
+        method_id=case.method_id,
+        repro_command=case.repro_command,
+        environment=environment_of(machine),
+        timestamp=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **found,
+    )

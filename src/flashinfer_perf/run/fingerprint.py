@@ -1,0 +1,48 @@
+"""Finds out whether a call changed an input that it did not declare as mutated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flashinfer_perf.lazy import torch
+
+_CHUNK = 1 << 20
+"""Words hashed at a time; bounds the scratch memory to 16 MiB."""
+
+
+class Fingerprints:
+    """Hashes of named tensors' storages, taken when made."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = dict(tensors)
+        self._before = {name: fingerprint(tensor) for name, tensor in self._tensors.items()}
+
+    def changed(self) -> list[str]:
+        """Names of the tensors whose storage holds other bytes now."""
+        now = ((name, fingerprint(tensor)) for name, tensor in self._tensors.items())
+        return [name for name, value in now if not torch.equal(value, self._before[name])]
+
+
+def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    """A 64-bit hash of the bytes of a tensor's storage, as a tensor so that nothing waits for the device."""
+    raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+    whole = len(raw) // 8 * 8
+    words, tail = raw[:whole].view(torch.int64), raw[whole:].to(torch.int64)
+    weights = _weights(tensor.device, max(min(len(words), _CHUNK), len(tail)))
+    total = (tail * weights[: len(tail)]).sum()
+    for start in range(0, len(words), _CHUNK):
+        chunk = words[start : start + _CHUNK]
+        total = total * 6364136223846793005 + (chunk * weights[: len(chunk)]).sum()
+    return total
+
+
+def _weights(device: torch.device, count: int) -> torch.Tensor:
+    """Odd 64-bit numbers: an odd factor loses no bit of the word that it multiplies."""
+    index = torch.arange(count, dtype=torch.int64, device=device)
+    return (index * -7046029254386353131) ^ (index << 17) | 1
+
+
+def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the distinct storages behind some tensors."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

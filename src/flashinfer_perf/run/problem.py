@@ -1,0 +1,79 @@
+"""A problem: named tensors on a device, the truth about them, and how much work a kernel has with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flashinfer_perf.core.record import Finding
+from flashinfer_perf.core.work import Work
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashinfer_perf.run.launch import Launch
+    from flashinfer_perf.run.ranks import Ranks
+
+Outputs = Mapping[str, "torch.Tensor"]
+
+
+class Check(Protocol):
+    """Judges one named output. NaN never passes."""
+
+    def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
+        """Compares an output with the truth."""
+        ...
+
+    def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
+        """Compares an output with another backend's; None where two right answers need not be equal."""
+        ...
+
+    def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
+        """Judges what one output alone cannot show, by further calls; None where nothing is left to judge."""
+        ...
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``."""
+
+    label: str
+    value: Any
+    level: int = 2
+
+    @property
+    def text(self) -> str:
+        return f"{self.label}: {self.value}" if self.level == 1 else f"{self.label} = {self.value!r}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a routine makes of a case.
+
+    Attributes:
+        tensors: by name; backends read them and must not change them, except through ``Launch.mutates``.
+        reference: called with the tensors as keywords; gives the truth of each output in fp32 or fp64, by name.
+        work: FLOPs and bytes by the documented formula.
+        checks: one for each output; the reference, the checks and a launch's outputs share their names.
+        shown: lines for -v and -vv, in order.
+        facts: values for the columns that the routine declares.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    reference: Callable[..., Mapping[str, Any]]
+    work: Work
+    checks: Mapping[str, Check]
+    ranks: Ranks
+    shown: Sequence[Shown] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    def truth(self) -> Mapping[str, Any]:
+        """The reference's outputs, computed with full-precision products."""
+        from flashinfer_perf.run.reference_mode import full_precision
+
+        with full_precision():
+            return self.reference(**self.tensors)

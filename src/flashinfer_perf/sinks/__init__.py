@@ -1,0 +1,1 @@
+"""Where records go: the console, CSV and JSONL files."""

@@ -1,0 +1,1 @@
+"""Clocks, cache policies, and the loop that uses them."""

@@ -1,0 +1,47 @@
+"""The measuring loop: dry runs, then samples until the stop rule has enough."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from flashinfer_perf.core.record import Measurement
+from flashinfer_perf.core.statistics import summarise
+from flashinfer_perf.core.stop_rules import StopRule
+from flashinfer_perf.run.ranks import slowest
+from flashinfer_perf.timing.target import Target
+from flashinfer_perf.timing.timer import Timer
+
+
+def measure(target: Target, timer: Timer, rule: StopRule, dry_runs: int, fallback_reason: str = "") -> Measurement:
+    """Times an opened target. Over several ranks each sample is that of the slowest, and all take equally many."""
+    timer.sample(dry_runs)
+    taken: list[tuple[float, ...]] = []
+    totals: list[float] = []
+    began = perf_counter()
+    while wanted := rule.wanted(totals, elapsed := _elapsed(target, began), timer.tick_ms):
+        batch = slowest(target.ranks, timer.sample(wanted))
+        taken += batch
+        totals += [sum(phases) for phases in batch]
+    return Measurement(
+        samples_ms=tuple(totals),
+        phases_ms=_by_phase(target, taken),
+        summary=summarise(totals),
+        timer=timer.name,
+        fallback_reason=fallback_reason,
+        cache_policy=target.cache.description,
+        tick_ms=timer.tick_ms,
+        calls_per_sample=timer.calls_per_sample,
+        dry_runs=dry_runs,
+        stop_reason=rule.reason(totals, elapsed, timer.tick_ms),
+        ranks=target.ranks.size,
+    )
+
+
+def _elapsed(target: Target, began: float) -> float:
+    """Seconds since; over several ranks the longest, so that all of them decide alike."""
+    return float(max(target.ranks.all_gather(perf_counter() - began)))
+
+
+def _by_phase(target: Target, taken: list[tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    names = target.launch.phase_names
+    return dict(zip(names, zip(*taken, strict=True), strict=True)) if names else {}

@@ -1,0 +1,42 @@
+"""What a timer times: a launch, and what has to be put right before each call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flashinfer_perf.run.launch import Launch
+from flashinfer_perf.run.ranks import Ranks
+from flashinfer_perf.timing.cache import CachePolicy
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """A launch with its surroundings.
+
+    Attributes:
+        launch: on copies of its own of what it mutates.
+        restores: (copy, original) of every input that the call changes.
+        cache: brings the cache into the state that the numbers are for.
+        ranks: the processes that make the call together.
+    """
+
+    launch: Launch
+    restores: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    cache: CachePolicy
+    ranks: Ranks
+
+    def make_ready(self) -> None:
+        """Everything that belongs before a call and outside its time."""
+        for copy, original in self.restores:
+            copy.copy_(original)
+        self.cache.prepare()
+        self.ranks.barrier()
+
+    def outputs_of(self, returned: Any) -> dict[str, torch.Tensor]:
+        """Outputs of a call, by name."""
+        return dict(self.launch.outputs(returned))
