@@ -49,7 +49,10 @@ def launch(module):
             print(f"Or install into this Python: {sys.executable} -m pip install -e {ROOT}", file=sys.stderr)
         sys.exit(2)
     os.environ.pop(LAUNCHED, None)
-    sys.exit(importlib.import_module(module).main())
+    try:
+        sys.exit(importlib.import_module(module).main())
+    except KeyboardInterrupt:  # while the program was still being read
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Close:
     """Passes when |actual - expected| <= atol + rtol * |expected| for every element, and the relative L2 norm of the
-    difference is within its own bound: single elements may use up their tolerance, all together may not.
+    difference is within its own bound: single elements may use up their tolerance, all together may not. An infinity
+    is matched by the same infinity only.
 
     Attributes:
         rtol: relative to the expected element.
         atol: absolute.
-        max_relative_l2: of the whole tensor.
+        max_relative_l2: of the whole tensor; infinite where the elements' bounds are enough.
         why: where the numbers come from, for the reader of a mismatch.
     """
 
@@ -35,8 +37,8 @@ class Close:
 
     @property
     def text(self) -> str:
-        bounds = f"rtol {self.rtol:.3g}, atol {self.atol:.3g}, relative L2 {self.max_relative_l2:.3g}"
-        return f"{bounds}: {self.why}"
+        norm = f", relative L2 {self.max_relative_l2:.3g}" if math.isfinite(self.max_relative_l2) else ""
+        return f"rtol {self.rtol:.3g}, atol {self.atol:.3g}{norm}: {self.why}"
 
     def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
         return compare(name, actual[name], expected[name], self)
@@ -55,9 +57,10 @@ def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close)
     if finding := wrong_shape(name, output, truth):
         return finding
     actual, expected = output.to(torch.float64), truth.to(torch.float64)
+    same_infinity = (actual == expected) & expected.isinf()
+    actual, expected = actual.masked_fill(same_infinity, 0), expected.masked_fill(same_infinity, 0)
     error = (actual - expected).abs()
-    same = actual == expected
-    far = ~(same | (error <= within.atol + within.rtol * expected.abs()))
+    far = ~(error <= within.atol + within.rtol * expected.abs()) | expected.isinf()
     norm = relative_l2(actual, expected)
     differing = int(far.sum())
     passed = differing == 0 and norm <= within.max_relative_l2

@@ -45,9 +45,11 @@ class Distribution:
     def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
         if launch.draw is None:
             return Finding(name, False, "the backend offers no draw(seed, offset), so its distribution is unchecked")
-        row = expected[name][0]
-        calls = min(math.ceil(WANTED_DRAWS / len(expected[name])), MAX_CALLS)
+        row, batch = expected[name][0], len(expected[name])
+        calls = min(math.ceil(WANTED_DRAWS / batch), MAX_CALLS)
         tokens = torch.cat([launch.draw(seed, 0).flatten().to(torch.int64) for seed in range(calls)])
+        if len(tokens) != calls * batch:
+            return Finding(name, False, f"{len(tokens)} tokens in {calls} draws from {batch} rows")
         wrong = ~possible(tokens, row.expand(len(tokens), -1))
         if bool(wrong.any()):
             return Finding(name, False, "draws inside the support", len(tokens), int(wrong.sum()))
@@ -67,7 +69,7 @@ def chi_square(tokens: torch.Tensor, row: torch.Tensor) -> tuple[float, int]:
     """Pearson's test of draws against a row of probabilities, with the number of bins.
 
     Returns:
-        (p, bins); (1.0, 1) when everything had to be pooled into one bin.
+        (p, bins); (1.0, 1) when everything had to be pooled into one bin, or no token's probability is certain.
     """
     from scipy.special import chdtrc
 
@@ -76,6 +78,8 @@ def chi_square(tokens: torch.Tensor, row: torch.Tensor) -> tuple[float, int]:
     counted = torch.where(row.isnan(), torch.zeros_like(counted), counted)
     draws = float(counted.sum())
     support = certain.nonzero()[:, 0]
+    if not len(support):
+        return 1.0, 1
     expected = certain[support] / certain.sum() * draws
     bins = torch.div(expected.cumsum(0), 2 * MIN_EXPECTED, rounding_mode="floor").to(torch.int64)
     bins = pooled(bins, expected)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 from flashinfer_perf.checks.close import Close
+from flashinfer_perf.checks.fp4_blocks import FORMATS, BlockElements, BlockScales
 from flashinfer_perf.core.dtypes import DType
 
 UNIT_ROUNDOFF = {
@@ -47,7 +48,7 @@ def for_rounding(dtype: DType, reduction: int = 1, roundings: int = 1) -> Close:
     return Close(
         rtol=rtol,
         atol=SMALLEST[dtype] / 2,
-        max_relative_l2=rtol,
+        max_relative_l2=math.inf,  # follows from the elements' bounds, save where they are as small as atol
         why=f"{roundings} rounding(s) to {dtype} of a sum of {reduction} fp32 terms",
     )
 
@@ -69,3 +70,40 @@ def for_attention(q_dtype: DType, output_dtype: DType, value_rms: float = 1.0) -
         max_relative_l2=2 * (operand + output),
         why=f"probabilities in {q_dtype}, output in {output_dtype}, values of rms {value_rms:.3g}",
     )
+
+
+MEAN_ROUNDING = math.log(2) / 2
+"""Mean relative error of a rounding to nearest, in u: a quarter of the distance between numbers, u / 2 at 1, divided
+by a significand that is spread evenly over 1 … 2.
+"""
+TIES_PER_UNIT = {DType.NVFP4: 8 / math.log(2), DType.MXFP4: 1 / math.log(2)}
+"""Where a scale goes from one code to the next, per unit of its natural logarithm: e4m3 has eight numbers to a factor
+of two, e8m0 has one.
+"""
+TIES_OF_ELEMENTS = 7 / math.log(6 / 0.25)
+"""The same of E2M1: seven ties between 0.25 and 6."""
+MARGIN = 3.0
+"""Factor on the mean number of codes that cross a tie: values crowd about some ties more than about others."""
+MAX_LOSS = 1.25
+"""Quantisation error in units of exact arithmetic's: a block whose scale is the neighbouring one loses up to half as
+much again, but few are, and where they are the two were as near.
+"""
+
+
+def for_fp4_scales(format: DType, input_dtype: DType, roundings: int, swizzled: bool = False) -> BlockScales:
+    """Block scales of values that were rounded to ``input_dtype`` that often on their way."""
+    fraction = MARGIN * TIES_PER_UNIT[format] * _mean_error(input_dtype, roundings)
+    return BlockScales(FORMATS[format], swizzled, fraction)
+
+
+def for_fp4_elements(
+    format: DType, input_dtype: DType, roundings: int, scales: str, swizzled: bool = False
+) -> BlockElements:
+    """E2M1 elements with those scales, which the output named ``scales`` holds."""
+    fraction = MARGIN * TIES_OF_ELEMENTS * _mean_error(input_dtype, roundings)
+    return BlockElements(FORMATS[format], scales, swizzled, fraction, MAX_LOSS)
+
+
+def _mean_error(input_dtype: DType, roundings: int) -> float:
+    """Of roundings to a format and of fp32 arithmetic around them, relative."""
+    return MEAN_ROUNDING * roundings * UNIT_ROUNDOFF[input_dtype] + SAFETY * UNIT_ROUNDOFF[DType.FLOAT32]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from flashinfer_perf.core.arguments import Grammar, Typed, grammar_of, values_of
-from flashinfer_perf.core.case import Case, line_grammar, make_case, routine_named
+from flashinfer_perf.core.arguments import values_of
+from flashinfer_perf.core.case import Case, family_grammars, general_flags, line_grammar, make_case, routine_named
 from flashinfer_perf.core.errors import InvalidInput
-from flashinfer_perf.core.exit_status import NOTHING_PARSED
+from flashinfer_perf.core.exit_status import FAILURE, INTERRUPTED, NOTHING_PARSED
 from flashinfer_perf.core.flags import build, specs_of
 from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
 from flashinfer_perf.core.testlist import InvalidLine, UnreadableTestlist, parse_testlist, read_testlist
 from flashinfer_perf.routines import all_routines
+from flashinfer_perf.run.ranks import is_first_process
+
+OUTPUT_LOST = (errno.EPIPE, errno.ENOSPC)
+"""Errors of standard output; those of result files and of backends do not come this far."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,12 +28,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(tokens, all_routines())
     except (InvalidInput, UnreadableTestlist) as error:
-        print(f"[ERROR] {error}", file=sys.stderr)
+        if is_first_process():
+            print(f"[ERROR] {error}", file=sys.stderr)
         return NOTHING_PARSED
+    except KeyboardInterrupt:  # before there was anything to record; afterwards the session sees to it
+        print("[ERROR] Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as error:
+        if error.errno not in OUTPUT_LOST:
+            raise
+        return _without_output(error)
+
+
+def _without_output(error: OSError) -> int:
+    """Nobody reads on, as in ``... | head``, which is no reason to complain, or the disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has somewhere to go
+    if error.errno != errno.EPIPE:
+        print(f"[ERROR] cannot write to standard output: {error.strerror}", file=sys.stderr)
+    return FAILURE
 
 
 def _dispatch(tokens: list[str], routines: Mapping[str, Routine]) -> int:
-    run = run_options(tokens)
+    run = run_options(tokens, routines)
     if run.help or not tokens:
         from flashinfer_perf.cli.help import print_help
 
@@ -46,15 +68,19 @@ def _dispatch(tokens: list[str], routines: Mapping[str, Routine]) -> int:
     return measure_items(items, run, routines)
 
 
-def run_options(tokens: Sequence[str]) -> Options:
-    """The options of the run as a whole; what they do not know is a family's.
+def run_options(tokens: Sequence[str], routines: Mapping[str, Routine]) -> Options:
+    """The general options of a command line, those of the run as a whole among them.
 
     Raises:
-        InvalidInput: when a value is wrong.
+        InvalidInput: when a value is wrong, or an abbreviation is ambiguous.
     """
     specs = specs_of(Options)
-    typed, _ = _general_grammar().parse_known(tokens)
-    return build(Options, {}, values_of(typed, specs))
+    typed, _ = general_flags(tokens, routines)
+    options = build(Options, {}, values_of(typed, specs))
+    if options.testlist is not None or options.routine not in routines:
+        return options
+    every, _ = line_grammar(routines[options.routine].flags).parse_known(tokens)
+    return build(Options, {}, values_of([flag for flag in every if flag.name in specs], specs))
 
 
 def understand(tokens: list[str], run: Options, routines: Mapping[str, Routine]) -> list[Case | InvalidLine]:
@@ -65,23 +91,8 @@ def understand(tokens: list[str], run: Options, routines: Mapping[str, Routine])
     """
     if run.testlist is None:
         routine = routine_named(run.routine, routines)
-        return [make_case(routine, line_grammar(routine.flags).parse(tokens))]
-    items = parse_testlist(read_testlist(run.testlist), run.testlist, _beside(tokens), routines)
+        return [make_case(routine, line_grammar(routine.flags).parse(tokens, family_grammars(routines)))]
+    items = parse_testlist(read_testlist(run.testlist), run.testlist, tokens, routines)
     if not items:
         raise InvalidInput(f"testlist {run.testlist} holds no test case")
     return items
-
-
-def _beside(tokens: Sequence[str]) -> list[str]:
-    """The command line without the flags that are the run's own."""
-    specs = specs_of(Options)
-    typed, rest = _general_grammar().parse_known(tokens)
-    return [token for flag in typed if not specs[flag.name].per_process for token in _as_typed(flag)] + rest
-
-
-def _as_typed(flag: Typed) -> Sequence[str]:
-    return flag.tokens
-
-
-def _general_grammar() -> Grammar:
-    return grammar_of(*specs_of(Options).values())

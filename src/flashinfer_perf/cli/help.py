@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from flashinfer_perf.core.case import routine_named
@@ -41,7 +42,8 @@ def _everything(routines: Mapping[str, Routine]) -> Iterable[str]:
 def _one(routine: Routine) -> Iterable[str]:
     yield _text(usage=f"flashinfer_benchmark.py --routine {routine.name} FLAGS…", description=routine.summary)
     yield _flags(f"flags of {routine.name}", routine.specs.values())
-    unread = [spec for name, spec in specs_of(routine.flags).items() if name not in routine.specs]
+    others = (spec for name, spec in specs_of(routine.flags).items() if name not in routine.specs)
+    unread = [dataclasses.replace(spec, default=None) for spec in others]
     if unread:
         yield _flags(f"accepted, but not read by {routine.name}", unread)
     backends = "\n".join(f"{b.name}: {b.summary} ({needs_of(b)})" for b in routine.backends.values())

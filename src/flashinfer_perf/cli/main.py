@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from flashinfer_perf.core.flags import did_you_mean
+
 COMMANDS = {
     "bench": "measure: the same program as flashinfer-benchmark",
     "readme": "write benchmarks/README.md anew from the declarations",
@@ -18,7 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if tokens and tokens[0] in COMMANDS:
         return int(importlib.import_module(f"flashinfer_perf.cli.{tokens[0]}").main(tokens[1:]))
     asked = tokens[:1] in (["-h"], ["--help"])
-    problem = f"unknown command {tokens[0]!r}\n" if tokens and not asked else ""
+    problem = (
+        f"[ERROR] unknown command {tokens[0]!r}.{did_you_mean(tokens[0], COMMANDS)}\n" if tokens and not asked else ""
+    )
     listing = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
     print(
         f"{problem}usage: flashinfer-perf COMMAND …\n\n{listing}\n\nflashinfer-perf COMMAND --help tells more.",

@@ -17,9 +17,10 @@ def print_plan(items: Sequence[Case | InvalidLine], format: str) -> int:
     write = _json_line if format == "json" else _text_line
     sys.stdout.write("".join(write(item) + "\n" for item in items))
     valid = sum(isinstance(item, Case) for item in items)
+    invalid = len(items) - valid
     if format != "json":
-        print(f"{valid} {'case' if valid == 1 else 'cases'}, {len(items) - valid} invalid")
-    return SUCCESS if valid == len(items) else FAILURE if valid else NOTHING_PARSED
+        print(f"{valid} {'case' if valid == 1 else 'cases'}, {invalid} invalid {'line' if invalid == 1 else 'lines'}")
+    return SUCCESS if not invalid else FAILURE if valid else NOTHING_PARSED
 
 
 def _text_line(item: Case | InvalidLine) -> str:

@@ -7,13 +7,13 @@ flags that the routine reads (``core.case``).
 from __future__ import annotations
 
 import argparse
-import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from flashinfer_perf.core.errors import InvalidInput
-from flashinfer_perf.core.flags import FlagSpec, convert, not_a_choice
+from flashinfer_perf.core.flags import FlagSpec, convert, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -27,76 +27,87 @@ class Typed:
     @property
     def tokens(self) -> tuple[str, ...]:
         """What to type to say the same again."""
-        if any(value.startswith("-") and not _is_number(value) for value in self.values):
+        if len(self.values) == 1 and self.values[0].startswith("-"):
             return (f"{self.option}={self.values[0]}",)
         return (self.option, *self.values)
 
 
 class Grammar:
-    """The flags that one kind of line may carry."""
+    """The flags that one kind of line may carry; ``family`` says whose they are."""
 
-    def __init__(self, specs: Iterable[FlagSpec]) -> None:
-        self.specs: Mapping[str, FlagSpec] = {spec.name: spec for spec in specs}
-        self._options = {option: spec for spec in self.specs.values() for option in (*spec.options, *spec.off_options)}
+    def __init__(self, specs: Iterable[FlagSpec], family: str = "") -> None:
+        self.family = family
+        self._options = {option: spec for spec in specs for option in (*spec.options, *spec.off_options)}
         self._parser = self._build()
 
-    def parse(self, tokens: Sequence[str]) -> list[Typed]:
+    def parse(self, tokens: Sequence[str], others: Sequence[Grammar] = ()) -> list[Typed]:
         """The flags of a line, in the order typed.
+
+        Args:
+            others: grammars whose flags may have been typed by mistake.
 
         Raises:
             InvalidInput: for an unknown or ambiguous flag, a missing value, a stray word.
         """
         typed, rest = self.parse_known(tokens)
         if rest:
-            raise InvalidInput(self._unknown(rest[0]))
+            option = rest[0].partition("=")[0]
+            owners = [other.family for other in others if option in other.options]
+            if owners:
+                raise InvalidInput(f"{option} is a flag of {' and '.join(owners)} routines, not of {self.family} ones")
+            raise InvalidInput(not_understood(rest[0], self.options))
         return typed
 
-    def parse_known(self, tokens: Sequence[str]) -> tuple[list[Typed], list[str]]:
-        """Like parse, but gives back the tokens that it does not know instead of raising."""
-        expanded = [self._expand(token) for token in tokens]
+    def parse_known(self, tokens: Sequence[str], others: Sequence[Grammar] = ()) -> tuple[list[Typed], list[str]]:
+        """Like parse, but gives back the tokens that it does not know instead of raising.
+
+        Args:
+            others: grammars that the tokens may be meant for. What is spelled out in one of them, or abbreviates an
+                older flag of one, is no abbreviation here: ``--m`` is a size, not ``--max_time``.
+        """
+        expanded = [self._expand(token, others) for token in tokens]
         namespace, rest = self._parser.parse_known_args(expanded, argparse.Namespace(typed=[]))
         return namespace.typed, rest
 
-    def knows(self, option: str) -> bool:
-        """Whether the option, perhaps abbreviated or with '=value', is one of this grammar's."""
-        return option.partition("=")[0] in self._options or self._expand(option) != option
+    @property
+    def options(self) -> Iterable[str]:
+        """Every spelling, short ones and those that switch off included."""
+        return self._options
 
     def _build(self) -> argparse.ArgumentParser:
         parser = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        for spec in self.specs.values():
-            takes_none = spec.type is bool or spec.counted
-            parser.add_argument(
-                *spec.options,
-                *spec.off_options,
-                dest=spec.name,
-                action=_Record,
-                nargs=0 if takes_none else "+" if spec.many else None,
-            )
+        for option, spec in self._options.items():
+            nargs = 0 if spec.type is bool or spec.counted else "+" if spec.many else None
+            parser.add_argument(option, dest=spec.name, action=_Record, nargs=nargs)
         return parser
 
-    def _expand(self, token: str) -> str:
+    def _expand(self, token: str, others: Sequence[Grammar] = ()) -> str:
         """An abbreviated option in full. Older programs' flags win, so that a new flag changes no abbreviation."""
         option, equals, value = token.partition("=")
         if not option.startswith("--") or option == "--" or option in self._options or " " in option:
             return token
-        matches = [(known, spec) for known, spec in self._options.items() if known.startswith(option)]
-        oldest = min((_age(known, spec) for known, spec in matches), default=0)
-        found = [known for known, spec in matches if _age(known, spec) == oldest]
+        if any(option in other._options for other in others):
+            return token
+        found, age = self._oldest(option)
+        if any(other._oldest(option)[1] < age for other in others):
+            return token
         if len(found) > 1:
             raise InvalidInput(f"ambiguous flag {option}: it could be {', '.join(sorted(found))}")
         return found[0] + equals + value if found else token
 
-    def _unknown(self, token: str) -> str:
-        if not token.startswith("-"):
-            return f"stray word {token!r}: no flag before it takes it"
-        return not_a_choice_of_flags(token.partition("=")[0], self._options)
+    def _oldest(self, prefix: str) -> tuple[list[str], float]:
+        """The oldest options that begin like this, and their age; the youngest age of all where there are none."""
+        ages = {known: _age(known, spec) for known, spec in self._options.items() if known.startswith(prefix)}
+        oldest = min(ages.values(), default=math.inf)
+        return [known for known, age in ages.items() if age == oldest], oldest
 
 
-def not_a_choice_of_flags(option: str, known: Iterable[str]) -> str:
-    """'unknown flag --bach_size. Did you mean '--batch_size'?'"""
-    text = not_a_choice("", option, known)
-    guess = text[text.rindex(". Did you mean") :] if ". Did you mean" in text else ""
-    return f"unknown flag {option}{guess}"
+def not_understood(token: str, known: Iterable[str]) -> str:
+    """'unknown flag --bach_size. Did you mean '--batch_size'?', or that a word stands where none is expected."""
+    if not token.startswith("-"):
+        return f"stray word {token!r}: no flag before it takes it"
+    option = token.partition("=")[0]
+    return f"unknown flag {option}" + (f".{guess}" if (guess := did_you_mean(option, known)) else "; see --help")
 
 
 def values_of(typed: Iterable[Typed], specs: Mapping[str, FlagSpec]) -> dict[str, Any]:
@@ -128,28 +139,16 @@ def _age(option: str, spec: FlagSpec) -> int:
     return int(spec.since) + 10 * option.startswith("--no-")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 class _Record(argparse.Action):
     """Keeps every occurrence in order."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         texts = (values,) if isinstance(values, str) else tuple(values or ())
+        if self.nargs != 0 and not texts:
+            parser.error(f"{option_string}: '--' is no value")  # older versions of argparse drop it
         namespace.typed.append(Typed(self.dest, option_string or "", texts))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InvalidInput(message.removeprefix("argument "))
-
-
-@functools.cache
-def grammar_of(*specs: FlagSpec) -> Grammar:
-    """The grammar of these flags, built once."""
-    return Grammar(specs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import shlex
@@ -11,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flashinfer_perf.core.arguments import Grammar, Typed, grammar_of, values_of
+from flashinfer_perf.core.arguments import Grammar, Typed, values_of
 from flashinfer_perf.core.errors import InvalidInput
-from flashinfer_perf.core.flags import FlagSpec, build, not_a_choice, shown, specs_of
+from flashinfer_perf.core.flags import FlagSpec, build, did_you_mean, shown, specs_of
 from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
 
@@ -69,9 +70,43 @@ METHOD_OPTIONS = (
 )
 
 
+@functools.cache
 def line_grammar(family_flags: type) -> Grammar:
     """General flags and those of one family."""
-    return grammar_of(*specs_of(Options).values(), *specs_of(family_flags).values())
+    specs = (*specs_of(Options).values(), *specs_of(family_flags).values())
+    return Grammar(specs, family_flags.family)  # type: ignore[attr-defined]
+
+
+def common_grammar(routines: Mapping[str, Routine]) -> Grammar:
+    """General flags and those of every family."""
+    families = dict.fromkeys(routine.flags for routine in routines.values())
+    return Grammar(spec for flags in (Options, *families) for spec in specs_of(flags).values())
+
+
+def family_grammars(routines: Mapping[str, Routine]) -> tuple[Grammar, ...]:
+    """One for each family of these routines."""
+    return tuple(line_grammar(flags) for flags in dict.fromkeys(routine.flags for routine in routines.values()))
+
+
+def general_flags(tokens: Sequence[str], routines: Mapping[str, Routine]) -> tuple[list[Typed], list[str]]:
+    """The general flags among tokens that may be meant for any of these routines, and the other tokens."""
+    return _general_grammar().parse_known(tokens, family_grammars(routines))
+
+
+@functools.cache
+def _general_grammar() -> Grammar:
+    return Grammar(specs_of(Options).values())
+
+
+def routine_name(tokens: Sequence[str]) -> str | None:
+    """What the last --routine of a line says, whichever family its other flags are of; None without one."""
+    typed, _ = _routine_grammar().parse_known(tokens)
+    return typed[-1].values[0] if typed else None
+
+
+@functools.cache
+def _routine_grammar() -> Grammar:
+    return Grammar([specs_of(Options)["routine"]])
 
 
 def routine_named(name: str | None, routines: Mapping[str, Routine]) -> Routine:
@@ -79,7 +114,9 @@ def routine_named(name: str | None, routines: Mapping[str, Routine]) -> Routine:
     if name is None:
         raise InvalidInput("--routine is missing; --list shows all routines")
     if name not in routines:
-        raise InvalidInput(f"{not_a_choice('--routine', name, routines)}; --list shows all with their backends")
+        raise InvalidInput(
+            f"unknown routine {name!r}.{did_you_mean(name, routines)} --list shows all with their backends"
+        )
     return routines[name]
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,11 +173,14 @@ def _read(spec: FlagSpec, text: str) -> Any:
     if spec.type is DType:
         return _read_dtype(spec, text)
     try:
-        return spec.type(text)
+        value = spec.type(text)
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}[spec.type]
         hint = "; sweeps in braces belong in a testlist, unquoted" if text.startswith("{") else ""
         raise InvalidInput(f"{spec.option} takes {wanted}, not {text!r}{hint}") from None
+    if spec.type is float and not math.isfinite(value):
+        raise InvalidInput(f"{spec.option} takes a finite number, not {text!r}")
+    return value
 
 
 def _read_dtype(spec: FlagSpec, text: str) -> DType:
@@ -190,9 +194,15 @@ def _read_dtype(spec: FlagSpec, text: str) -> DType:
 def not_a_choice(thing: str, text: str, allowed: Iterable[str]) -> str:
     """'--sf_layout: 8x8 is not one of 128x4, 8x4, linear. Did you mean 8x4?'"""
     allowed = list(allowed)
-    close = difflib.get_close_matches(text, allowed, n=1)
-    guess = f". Did you mean {close[0]!r}?" if close else ""
-    return f"{thing}: {text!r} is not one of {', '.join(allowed)}{guess}"
+    guess = did_you_mean(text, allowed)
+    return f"{thing}: {text!r} is not one of {', '.join(allowed)}{'.' * bool(guess)}{guess}"
+
+
+def did_you_mean(text: str, allowed: Iterable[str]) -> str:
+    """' Did you mean '8x4'?', or nothing when nothing is close."""
+    allowed = list(allowed)
+    close = difflib.get_close_matches(text, allowed, n=1) or [name for name in allowed if text and text in name]
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 F = TypeVar("F")

@@ -28,8 +28,8 @@ def split_lines(text: str) -> list[LogicalLine]:
     """All lines that hold a word or an error; blank ones and comments are left out.
 
     Grammar: words are separated by blanks; ``#`` at the start of a word outside quotes begins a comment; ``'…'`` is
-    literal; in ``"…"`` a backslash escapes ``"`` and ``\\``; outside quotes it escapes any character, and before the
-    end of a line it continues the line.
+    literal; in ``"…"`` a backslash escapes ``"`` and ``\\``; outside quotes it escapes any character; except in
+    ``'…'``, one before the end of a line continues the line.
     """
     scanner = _Scanner(text)
     lines = []
@@ -58,7 +58,7 @@ class _Scanner:
         except ValueError as error:
             line.error = str(error)
             self._skip_to_end_of_line()
-        line.text = " ".join(self._text[start : self._position].replace("\\\n", " ").split())
+        line.text = " ".join(self._text[start : self._position].replace("\\\n", "").split())
         self._take()
         return line
 
@@ -73,9 +73,10 @@ class _Scanner:
 
     def _word(self) -> Word:
         text, quoted = "", False
-        while self._peek() != "" and not self._peek().isspace() and not self._continues():
-            character = self._take()
-            if character in "'\"":
+        while self._peek() != "" and not self._peek().isspace():
+            if self._continues():
+                self._take()
+            elif (character := self._take()) in "'\"":
                 text, quoted = text + self._quoted(character), True
             elif character == "\\":
                 text, quoted = text + self._take(), True
@@ -96,8 +97,8 @@ class _Scanner:
         return text
 
     def _continues(self) -> bool:
-        """At a backslash that ends its physical line; steps over the backslash."""
-        if self._text.startswith("\\\n", self._position):
+        """At a backslash that ends its physical line, or the file; steps over the backslash."""
+        if self._text[self._position : self._position + 2] in ("\\\n", "\\"):
             self._position += 1
             return True
         return False

@@ -74,6 +74,9 @@ class Options:
         metavar="auto|cpu|cuda|cuda:N",
         help="Where to run; auto takes the first CUDA GPU, else the CPU.",
     )
+    strict_timer: bool = flag(
+        False, since=Since.OURS, help="Fail rather than measure with another clock than the one asked for."
+    )
     cache: str | None = flag(
         None,
         choices=("cold", "warm"),

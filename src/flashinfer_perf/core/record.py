@@ -100,6 +100,10 @@ class Measurement:
     dry_runs: int
     stop_reason: str
     ranks: int
+    timer_facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else the clock knows: the gate, kernels seen, what was subtracted."""
+    clock_bias: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What kernels of known length read under each clock in this process, in microseconds."""
 
 
 @dataclass(frozen=True)

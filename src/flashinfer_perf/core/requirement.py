@@ -24,6 +24,8 @@ class Requirement:
     unmet: Callable[[Machine, Any], str | None]
     on_capability: bool = False
     """About the compute capability: the documents have a line of their own for that."""
+    on_package: bool = False
+    """About software that could be installed."""
 
 
 def package(module: str, *, extra: str) -> Requirement:
@@ -34,21 +36,26 @@ def package(module: str, *, extra: str) -> Requirement:
             return None
         return f"{module} is not installed; install it with: pip install 'flashinfer-perf[{extra}]'"
 
-    return Requirement(f"{module} installed", unmet)
+    return Requirement(f"{module} installed", unmet, on_package=True)
 
 
-def _unmet_cuda(machine: Machine, flags: Any) -> str | None:
-    return None if machine.is_cuda else f"it needs a CUDA GPU, and this run is on {machine.device!r}"
+def _unmet_cpu(machine: Machine, flags: Any) -> str | None:
+    return (
+        f"it needs tensors in host memory, and this run is on {machine.device!r}; use --device cpu"
+        if machine.is_cuda
+        else None
+    )
 
 
-cuda_gpu = Requirement("a CUDA GPU", _unmet_cuda)
+host_memory = Requirement("--device cpu", _unmet_cpu)
 
 
 def capability(*majors: int, minimum: str = "0.0") -> Requirement:
     """A CUDA GPU of at least this compute capability and, if named, one of these generations (major versions)."""
     least = tuple(int(part) for part in minimum.split("."))
-    kinds = f"compute capability {' or '.join(f'{m}.x' for m in majors)}" if majors else ""
-    text = kinds or f"compute capability {minimum} or newer"
+    kinds = " or ".join(f"{major}.x" for major in majors)
+    newer = f"{minimum} or newer" if least > (0, 0) else ""
+    text = f"compute capability {', '.join(part for part in (kinds, newer) if part)}"
 
     def unmet(machine: Machine, flags: Any) -> str | None:
         found = machine.compute_capability

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +71,8 @@ class Backend:
     """Compute capabilities for which the seed's matrix lists it: the documented minimum."""
     ignores: tuple[str, ...]
     """Flags of the routine that have no effect on this backend."""
+    state: Callable[[], AbstractContextManager[Any]]
+    """What it needs set in the process (a library's module global): entered around prepare, check and timing."""
 
     @property
     def summary(self) -> str:
@@ -115,13 +118,16 @@ class Routine:
         requires: Sequence[Requirement] = (),
         documented: str = "",
         ignores: Sequence[str] = (),
+        state: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declares a backend. The order of declaration is the order of preference; the first one is the default."""
 
         def declare(prepare: Callable[..., Any]) -> Callable[..., Any]:
             if name in self.backends:
                 raise ValueError(f"routine {self.name!r} has a backend {name!r} already")
-            self.backends[name] = Backend(name, prepare, tuple(requires), tuple(documented.split()), tuple(ignores))
+            self.backends[name] = Backend(
+                name, prepare, tuple(requires), tuple(documented.split()), tuple(ignores), state
+            )
             return prepare
 
         return declare

@@ -72,7 +72,7 @@ class TimeBudget:
         if elapsed_s >= self.seconds:
             return 0
         affordable = int(len(samples_ms) * (self.seconds - elapsed_s) / max(elapsed_s, 1e-9))
-        return max(min(wanted, affordable), 1)
+        return min(wanted, affordable)
 
     def reason(self, samples_ms: Sequence[float], elapsed_s: float, tick_ms: float) -> str:
         if self.inner.wanted(samples_ms, elapsed_s, tick_ms) == 0:

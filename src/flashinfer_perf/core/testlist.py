@@ -7,8 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flashinfer_perf.core.arguments import Typed, grammar_of, merge, not_a_choice_of_flags
-from flashinfer_perf.core.case import Case, line_grammar, make_case, routine_named
+from flashinfer_perf.core.arguments import Typed, merge
+from flashinfer_perf.core.case import (
+    Case,
+    common_grammar,
+    family_grammars,
+    general_flags,
+    line_grammar,
+    make_case,
+    routine_name,
+    routine_named,
+)
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.flags import specs_of
 from flashinfer_perf.core.lexer import LogicalLine, split_lines
@@ -59,7 +68,7 @@ def parse_testlist(
         beside: the command line's own tokens; they are defaults for every line.
 
     Raises:
-        InvalidInput: when those tokens hold a flag that no routine has.
+        InvalidInput: when those tokens hold a flag that no routine has, or a stray word.
     """
     reader = _Reader(path, beside, routines)
     return [item for line in split_lines(text) for item in reader.items(line)]
@@ -68,10 +77,12 @@ def parse_testlist(
 class _Reader:
     def __init__(self, path: str, beside: Sequence[str], routines: Mapping[str, Routine]) -> None:
         self._path = path
-        self._beside = list(beside)
+        self._beside = _without_run_flags(beside, routines)
         self._routines = routines
+        self._families = family_grammars(routines)
         self._defaults: dict[type, list[Typed]] = {}
-        self._check_beside()
+        common_grammar(routines).parse(self._beside)  # refuses what no family can make anything of
+        self._routine_beside = routine_name(self._beside)
 
     def items(self, line: LogicalLine) -> list[Case | InvalidLine]:
         """The cases of one line, or what is wrong with it."""
@@ -87,9 +98,9 @@ class _Reader:
     def _case(self, tokens: Sequence[str], text: str, origin: str) -> Case | InvalidLine:
         name = ""
         try:
-            name = _routine_name(tokens) or _routine_name(self._beside) or ""
+            name = routine_name(tokens) or self._routine_beside or ""
             routine = routine_named(name or None, self._routines)
-            typed = line_grammar(routine.flags).parse(tokens)
+            typed = line_grammar(routine.flags).parse(tokens, self._families)
             _refuse_run_flags(typed)
             return make_case(routine, merge(self._defaults_for(routine.flags), typed), origin)
         except InvalidInput as error:
@@ -98,18 +109,15 @@ class _Reader:
     def _defaults_for(self, flags: type) -> list[Typed]:
         """What stands beside the testlist, for a line of this family; flags of other families do not concern it."""
         if flags not in self._defaults:
-            typed, _ = line_grammar(flags).parse_known(self._beside)
-            run_flags = {name for name, spec in specs_of(Options).items() if spec.per_process}
-            self._defaults[flags] = [flag for flag in typed if flag.name not in run_flags]
+            self._defaults[flags], _ = line_grammar(flags).parse_known(self._beside, self._families)
         return self._defaults[flags]
 
-    def _check_beside(self) -> None:
-        grammars = [line_grammar(flags) for flags in dict.fromkeys(r.flags for r in self._routines.values())]
-        options = [token for token in self._beside if token.startswith("--")]
-        for option in options:
-            if not any(grammar.knows(option) for grammar in grammars):
-                known = [name for grammar in grammars for spec in grammar.specs.values() for name in spec.options]
-                raise InvalidInput(not_a_choice_of_flags(option.partition("=")[0], known))
+
+def _without_run_flags(tokens: Sequence[str], routines: Mapping[str, Routine]) -> list[str]:
+    """A command line without what concerns the run as a whole."""
+    typed, rest = general_flags(tokens, routines)
+    specs = specs_of(Options)
+    return [token for flag in typed if not specs[flag.name].per_process for token in flag.tokens] + rest
 
 
 def _refuse_run_flags(typed: Iterable[Typed]) -> None:
@@ -117,10 +125,3 @@ def _refuse_run_flags(typed: Iterable[Typed]) -> None:
     for flag in typed:
         if flag.name in ("help", "list", "plan", "testlist"):
             raise InvalidInput(f"{flag.option} belongs on the command line, not in a testlist")
-
-
-def _routine_name(tokens: Sequence[str]) -> str | None:
-    """The last --routine among tokens of a family that is not known yet."""
-    typed, _ = grammar_of(*specs_of(Options).values()).parse_known(tokens)
-    names = [flag.values[0] for flag in typed if flag.name == "routine"]
-    return names[-1] if names else None

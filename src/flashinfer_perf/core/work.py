@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -13,9 +14,9 @@ class Work:
     bytes: float
 
     def tflops_per_s(self, median_ms: float) -> float:
-        """FLOPs / (1e9 * ms), the documented formula."""
-        return self.flops / (1e9 * median_ms)
+        """FLOPs / (1e9 * ms), the documented formula; NaN for a time too short for the clock."""
+        return self.flops / (1e9 * median_ms) if median_ms else math.nan
 
     def tb_per_s(self, median_ms: float) -> float:
-        """Bytes / (1e9 * ms), the documented formula."""
-        return self.bytes / (1e9 * median_ms)
+        """Bytes / (1e9 * ms), the documented formula; NaN for a time too short for the clock."""
+        return self.bytes / (1e9 * median_ms) if median_ms else math.nan

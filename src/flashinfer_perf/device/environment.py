@@ -38,10 +38,11 @@ def flashinfer_version() -> str:
 def _driver_version() -> str:
     try:
         import pynvml
-    except ImportError:
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no such package, or no driver: ImportError and pynvml.NVMLError
         return ""
-    pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
 
 
 def _cpu_name() -> str:

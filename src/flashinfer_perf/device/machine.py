@@ -11,6 +11,9 @@ from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.lazy import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 62
+
 
 def find_machine(device: str) -> Machine:
     """The machine behind ``--device``: 'auto', 'cpu', 'cuda' or 'cuda:N'.
@@ -52,12 +55,14 @@ def _system_free_bytes() -> int:
 
 
 def _container_free_bytes() -> int:
+    """What a container's limit leaves. Files that were read or written count as used, but give way when asked."""
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
     except OSError:
-        return 1 << 62
-    return int(limit) - int(used) if limit.isdecimal() else 1 << 62
+        return UNLIMITED
+    return max(int(limit) - used + int(cached[1] if cached else 0), 0) if limit.isdecimal() else UNLIMITED
 
 
 @functools.cache

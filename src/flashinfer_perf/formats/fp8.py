@@ -11,7 +11,7 @@ LARGEST = {DType.FP8_E4M3: 448.0, DType.FP8_E5M2: 57344.0}
 def encode(values: torch.Tensor, dtype: DType) -> torch.Tensor:
     """Rounds fp32 to FP8, to nearest even. Infinities and what is too large become the largest number; NaN stays.
 
-    torch's own cast does not saturate: it makes NaN (e4m3) or infinity (e5m2) of large values.
+    torch's own cast does not: it makes infinities of large values in e5m2, and in older versions NaN in e4m3.
     """
     limit = LARGEST[dtype]
     return values.clamp(-limit, limit).to(dtype.torch)

@@ -8,8 +8,8 @@ from flashinfer_perf.formats import e2m1, e8m0
 from flashinfer_perf.lazy import torch
 
 BLOCK = 32
-SIXTH = 0x3E2AAAAB
-"""The bits of 1/6 in fp32, by which the kernels multiply where mathematics divides."""
+SIXTH = 0.16666667163372040
+"""1/6 in fp32, by which the kernels multiply where mathematics divides."""
 SMALLEST_NORMAL = 2.0**-126
 
 
@@ -28,8 +28,7 @@ def encode(values: torch.Tensor) -> Mxfp4:
     """
     blocks = values.float().unflatten(-1, (-1, BLOCK))
     largest = blocks.abs().nan_to_num(nan=0.0, posinf=float("inf")).amax(dim=-1)
-    sixth = torch.tensor(SIXTH, dtype=torch.int32, device=values.device).view(torch.float32)
-    wanted = largest * sixth
+    wanted = largest * SIXTH
     scales = e8m0.encode_up(torch.where(wanted < SMALLEST_NORMAL, torch.zeros_like(wanted), wanted))
     codes = e2m1.encode(blocks * e8m0.reciprocal(scales)[..., None])
     return Mxfp4(e2m1.pack(codes.flatten(-2)), scales)

@@ -36,5 +36,5 @@ def _import_plugins() -> None:
     for plugin in entry_points(group=ENTRY_POINTS):
         try:
             plugin.load()
-        except Exception as error:  # it is somebody else's code
+        except (Exception, SystemExit) as error:  # it is somebody else's code
             print(f"[WARNING] plug-in {plugin.name} ({plugin.value}) is left out: {error}", file=sys.stderr)

@@ -11,13 +11,15 @@ from flashinfer_perf.core.case import Case
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.record import CheckState, Measurement, Verdict
 from flashinfer_perf.core.routine import GENERAL_FACTS, Backend
-from flashinfer_perf.run.events import Message
+from flashinfer_perf.run.events import Message, Severity
+from flashinfer_perf.run.failure import libraries_may_refuse
 from flashinfer_perf.run.fingerprint import Fingerprints
 from flashinfer_perf.run.judge import agreement, judge, probe, report, touched_inputs, verdict_of
-from flashinfer_perf.run.launch import Copies, Launch, poison, tensors_in
+from flashinfer_perf.run.launch import Copies, Launch, storages_in
 from flashinfer_perf.run.ranks import in_step
+from flashinfer_perf.timing.bias import clock_bias
 from flashinfer_perf.timing.cache import cache_policy
-from flashinfer_perf.timing.choose import choose_stop_rule, choose_timer
+from flashinfer_perf.timing.choose import choose_stop_rule, open_timer, wish_of
 from flashinfer_perf.timing.measure import measure
 from flashinfer_perf.timing.target import Target
 
@@ -60,40 +62,56 @@ class BackendRun:
             return
         was_wrong = self.verdict.state is CheckState.MISMATCH
         self.measurement, last = in_step(ranks, lambda: self._measure(target))
+        if self.measurement.fallback_reason:
+            yield Message(Severity.WARNING, self.measurement.fallback_reason, once=True)
         again = verdict_of(in_step(ranks, lambda: self._check_again(last)), self.truth is not None, ranks)
         if again.state is CheckState.MISMATCH and not was_wrong:
             self.verdict = again
             yield from report(self.backend.name, again)
 
+    def changed_inputs(self) -> list[str]:
+        """Names of the inputs that hold other bytes than before. Every rank must ask: they remember together."""
+        changed = self.inputs.changed()
+        self.inputs_changed |= any(self.problem.ranks.all_gather(bool(changed)))
+        return changed
+
     def _prepare(self) -> Target:
         began = perf_counter()
-        launch: Launch = self.backend.prepare(self.case.flags, self.problem)
+        with libraries_may_refuse():
+            launch: Launch = self.backend.prepare(self.case.flags, self.problem)
         self.facts["prepare_ms"] = (perf_counter() - began) * 1e3
         self._take_facts({**self.problem.facts, **launch.facts})
         self.resolved_backend = launch.resolved_backend or self.backend.name
         return self._isolate(launch)
 
     def _isolate(self, launch: Launch) -> Target:
-        """The launch on copies of its own of the inputs that it mutates; outputs that are no inputs are poisoned."""
-        inputs = {tensor.untyped_storage().data_ptr() for tensor in self.problem.tensors.values()}
-        arguments = launch.arguments()
-        written = {name: list(tensors_in(arguments[name])) for name in launch.mutates}
-        shared = tuple(n for n, ts in written.items() if any(t.untyped_storage().data_ptr() in inputs for t in ts))
-        copies = Copies()
-        launch = launch.on_copies(copies, shared)
-        for name in set(written) - set(shared):
-            for tensor in written[name]:
-                poison(tensor)
-        return Target(launch, copies.pairs, cache_policy(self.case.options.cache, self.machine), self.problem.ranks)
+        """The launch on copies of its own of the inputs that it mutates; outputs that are no inputs are poisoned.
+
+        Arguments that share memory with a mutated one are copied with it: a call in place stays one.
+        """
+        mutated = storages_in(dict(self.problem.tensors)) & storages_in(list(launch.written()))
+        names = tuple(
+            name
+            for name, value in launch.arguments().items()
+            if name not in launch.scratch and storages_in(value) & mutated
+        )
+        copies, written = Copies(), {id(tensor) for tensor in launch.written()}
+        launch = launch.on_copies(copies, names)
+        restores = [(copy, original) for copy, original in copies.pairs if id(original) in written]
+        target = Target(launch, restores, cache_policy(self.case.options.cache, self.machine), self.problem.ranks)
+        target.poison_outputs()
+        return target
 
     def _first_call(self, target: Target) -> Outputs:
         began = perf_counter()
-        outputs = target.outputs_of(target.launch())
+        with libraries_may_refuse():
+            returned = target.launch()
+        outputs = target.outputs_of(returned)
         self.facts["first_call_ms"] = (perf_counter() - began) * 1e3
         return {name: tensor.clone() for name, tensor in outputs.items()}
 
     def _check(self, target: Target) -> list[Any]:
-        findings = self._touched()
+        findings = touched_inputs(self.changed_inputs())
         if self.truth is None or self.outputs is None:
             return findings
         findings = judge(self.problem, self.outputs, self.truth) + findings
@@ -101,12 +119,8 @@ class BackendRun:
 
     def _check_again(self, last: Outputs) -> list[Any]:
         """The timed object's own last output: a clock may run a launch in ways in which the first call did not."""
-        return self._touched() + ([] if self.truth is None else judge(self.problem, last, self.truth))
-
-    def _touched(self) -> list[Any]:
-        changed = self.inputs.changed()
-        self.inputs_changed |= bool(changed)
-        return touched_inputs(changed)
+        touched = touched_inputs(self.changed_inputs())
+        return touched + ([] if self.truth is None else judge(self.problem, last, self.truth))
 
     def _compare_with_first(self) -> None:
         if self.truth is not None and self.first_passed is not None and self.outputs is not None:
@@ -117,13 +131,15 @@ class BackendRun:
 
     def _measure(self, target: Target) -> tuple[Measurement, Outputs]:
         options = self.case.options
-        timer = choose_timer(self.machine, options)
-        timer.open(target)
+        wish = wish_of(options)
+        bias = clock_bias(self.machine, wish.cupti)  # before the clock is used: CUPTI slows the others down
+        target.poison_outputs()  # else the first call's output would stand in for one that is never written again
+        opened = open_timer(self.machine, wish, target, self.problem.work.bytes)
         try:
-            measurement = measure(target, timer, choose_stop_rule(options), options.dry_run_iters)
-            return measurement, target.outputs_of(timer.last_output())
+            measurement = measure(target, opened, choose_stop_rule(options), options.dry_run_iters)
+            return replace(measurement, clock_bias=bias), opened.timer.last_outputs()
         finally:
-            timer.close()
+            opened.timer.close()
 
     def _take_facts(self, facts: Mapping[str, Any]) -> None:
         declared = {fact.name for fact in (*GENERAL_FACTS, *self.case.routine.facts)}

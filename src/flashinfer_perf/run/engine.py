@@ -35,11 +35,11 @@ def run_case(case: Case, ranks: Ranks, number: int = 1, total: int = 1) -> Itera
     Ctrl-C is not caught here: what is still pending then is the caller's to record (``unfinished``).
     """
     try:
-        machine = find_machine(case.options.device)
-    except Exception as error:  # whatever a driver may throw while it is asked what there is
+        machine = in_step(ranks, lambda: find_machine(case.options.device))
+        selection = in_step(ranks, lambda: select(case, machine))
+    except Exception as error:  # whatever a driver, or a rule about a case, may throw
         yield from _case_failed(case, Machine(case.options.device, ""), list(asked_for(case)), error)
         return
-    selection = select(case, machine)
     yield CaseStarted(case, machine, selection.names or asked_for(case), number, total)
     yield from _CaseRun(case, machine, ranks, selection).events()
 
@@ -65,6 +65,7 @@ class _CaseRun:
     inputs: Fingerprints | None = None
     truth: Mapping[str, Any] | None = None
     first_passed: tuple[str, Outputs] | None = None
+    something_ran: bool = False
 
     def events(self) -> Iterator[Event]:
         selection = self.selection
@@ -72,34 +73,34 @@ class _CaseRun:
         if not selection.by_default:
             for refused in selection.refused:
                 yield from self._refused(refused)
-        if not selection.runnable:
-            yield from self._nothing_to_run(selection.refused[0] if selection.by_default else None)
-            return
         try:
-            yield from self._make_problem()
+            if selection.runnable:
+                yield from self._make_problem()
         except Exception as error:  # whatever it is, the other cases go on
             names = [backend.name for backend in selection.runnable]
             yield from _case_failed(self.case, self.machine, names[:1] if selection.by_default else names, error)
             return
-        if selection.by_default:
-            yield from self._first_that_works(selection.refused, selection.runnable)
-        else:
-            for backend in selection.runnable:
-                yield from self._backend(backend)
+        yield from self._first_that_works() if selection.by_default else self._all_that_can()
+        if not self.something_ran:
+            yield self._nothing_ran()
 
-    def _first_that_works(self, refused: tuple[Refused, ...], runnable: tuple[Backend, ...]) -> Iterator[Event]:
-        names = list(self.case.routine.backends)
-        why = refused[0].reason if refused and refused[0].backend.name == names[0] else ""
-        for backend in runnable:
-            if backend.name != names[0]:
-                text = f"The default backend {names[0]} cannot run here: {why}. Using {backend.name} instead."
-                yield Message(Severity.WARNING, text)
-            events = list(self._backend(backend)) if backend is not runnable[-1] else self._backend(backend)
-            if isinstance(events, list) and events[-1].status is Status.UNSUPPORTED:  # type: ignore[union-attr]
-                why = events[-1].reason  # type: ignore[union-attr]
-                continue
-            yield from events
-            return
+    def _all_that_can(self) -> Iterator[Event]:
+        for backend in self.selection.runnable:
+            yield from self._backend(backend)
+
+    def _first_that_works(self) -> Iterator[Event]:
+        """The default backend, or the next one that can run; the default's own record when there is none."""
+        default = next(iter(self.case.routine.backends.values()))
+        attempts = [list(self._refused(refused)) for refused in self.selection.refused if refused.backend is default]
+        for backend in self.selection.runnable:
+            attempts.append(list(self._backend(backend)))
+            if self.something_ran:
+                break
+        if self.something_ran and backend is not default:
+            why = _record_in(attempts[0]).reason
+            text = f"The default backend {default.name} cannot run here: {why}. Using {backend.name} instead."
+            yield Message(Severity.WARNING, text)
+        yield from attempts[-1 if self.something_ran else 0]
 
     def _make_problem(self) -> Iterator[Event]:
         case = self.case
@@ -117,28 +118,40 @@ class _CaseRun:
         yield from self._ignored_by(backend)
         try:
             run = self._new_run(backend)
-            yield from run()
+            with backend.state():
+                yield from run()
             status, reason = _outcome(run)
         except Exception as error:  # a backend may raise anything; the next one goes on
             status, reason = classify(error)
             yield from _failure_lines(self.case, backend.name, status, reason, error)
+            if run is not None:
+                self._look_at_inputs(run)
         yield self._finish(backend, run, status, reason)
+        run = None  # its outputs are memory, too
         release_memory(self.machine)
 
+    def _look_at_inputs(self, run: BackendRun) -> None:
+        """After a failure nobody has asked yet whether an input was changed on the way."""
+        try:
+            in_step(self.ranks, run.changed_inputs)
+        except Exception:  # a device that is lost does not answer
+            run.inputs_changed = True
+
     def _new_run(self, backend: Backend) -> BackendRun:
-        if self.problem is None:
+        if self.inputs is None:
             list(self._make_problem())
         assert self.problem is not None
         assert self.inputs is not None
         return BackendRun(self.case, backend, self.machine, self.problem, self.inputs, self.truth, self.first_passed)
 
     def _finish(self, backend: Backend, run: BackendRun | None, status: Status, reason: str) -> Record:
+        self.something_ran |= status is not Status.UNSUPPORTED
         if run is None:
             return _record(self.case, self.machine, backend.name, status, reason, backend.ignores)
         if run.verdict.state is CheckState.PASSED and self.first_passed is None and run.outputs is not None:
             self.first_passed = (backend.name, run.outputs)
         if run.inputs_changed:
-            self.problem = None
+            self.problem = self.inputs = None  # both hold the spoilt tensors: two sets of inputs may not fit
         return _record(
             self.case,
             self.machine,
@@ -163,16 +176,16 @@ class _CaseRun:
         yield Message(Severity.WARNING, text)
         yield _record(self.case, self.machine, name, Status.UNSUPPORTED, refused.reason)
 
-    def _nothing_to_run(self, default: Refused | None) -> Iterator[Event]:
-        if default is not None:
-            yield from self._refused(default)
+    def _nothing_ran(self) -> Message:
         working = one_that_works(self.case, self.machine)
         hint = f" Try --backends {working}." if working else ""
-        yield Message(Severity.ERROR, f"No backends to test. Exiting.{hint}")
+        return Message(Severity.ERROR, f"No backends to test. Exiting.{hint}")
 
     def _ignored_flags(self) -> Iterator[Event]:
         for name in self.case.ignored:
-            yield Message(Severity.WARNING, f"--{name} is ignored: {self.case.routine.name} does not read it.")
+            of_the_run = name in specs_of(Options)
+            why = "it counts on the command line only" if of_the_run else f"{self.case.routine.name} does not read it"
+            yield Message(Severity.WARNING, f"--{name} is ignored: {why}.")
 
     def _ignored_by(self, backend: Backend) -> Iterator[Event]:
         for name in _typed_in_vain(self.case, backend.ignores):
@@ -184,6 +197,13 @@ def release_memory(machine: Machine) -> None:
     gc.collect()
     if machine.is_cuda:
         torch.cuda.empty_cache()
+
+
+def _record_in(events: list[Event]) -> Record:
+    """The record that ends a backend's events."""
+    record = events[-1]
+    assert isinstance(record, Record)
+    return record
 
 
 def _typed_in_vain(case: Case, ignores: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,10 +21,11 @@ class Severity(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Message:
-    """A line for the reader; VERBOSE and VVERBOSE need -v and -vv."""
+    """A line for the reader; VERBOSE and VVERBOSE need -v and -vv. ``once``: not again in the same run."""
 
     severity: Severity
     text: str
+    once: bool = False
 
 
 @dataclass(frozen=True)

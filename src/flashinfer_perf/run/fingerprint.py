@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from flashinfer_perf.lazy import torch
 
-_CHUNK = 1 << 20
-"""Words hashed at a time; bounds the scratch memory to 16 MiB."""
+_CHUNK = 1 << 18
+"""Words hashed at a time: 2 MiB, which stay in a CPU's cache while they are."""
+_SPREAD = -4417276706812531889
+"""Any odd number with bits all over."""
 
 
 class Fingerprints:
@@ -31,9 +33,17 @@ def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     weights = _weights(tensor.device, max(min(len(words), _CHUNK), len(tail)))
     total = (tail * weights[: len(tail)]).sum()
     for start in range(0, len(words), _CHUNK):
-        chunk = words[start : start + _CHUNK]
-        total = total * 6364136223846793005 + (chunk * weights[: len(chunk)]).sum()
+        chunk = _mixed(words[start : start + _CHUNK])
+        total = total * 6364136223846793005 + chunk.mul_(weights[: len(chunk)]).sum()
     return total
+
+
+def _mixed(words: torch.Tensor) -> torch.Tensor:
+    """Words one to one, with their upper half in the lower one, too. The top bit of a word would otherwise weigh the
+    same wherever it stands, and an even number of them nothing: negating every other element would not be noticed.
+    """
+    spread = words * _SPREAD
+    return spread.bitwise_xor_((spread >> 32).bitwise_and_(0xFFFFFFFF))
 
 
 def _weights(device: torch.device, count: int) -> torch.Tensor:

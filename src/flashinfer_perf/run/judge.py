@@ -68,16 +68,15 @@ def report(backend: str, verdict: Verdict) -> Iterator[Message]:
 
 
 def _against_truth(backend: str, finding: Finding) -> Iterator[Message]:
-    counts = f"{finding.differing}/{finding.elements} ({100 * finding.fraction:.2f}%)"
+    counts = f"{finding.differing}/{finding.elements} ({100 * finding.fraction:.2f}%) elements differ"
     if finding.passed:
-        text = f"Backend {backend}: {counts} elements differ from the reference ({_numbers(finding)})"
+        text = f"Backend {backend}: {counts} from the reference ({_numbers(finding)})"
         yield Message(Severity.REFCHECK, text)
         return
-    yield Message(
-        Severity.ERROR,
-        f"Output tensor mismatch from backend {backend}: {counts} elements differ ({_numbers(finding)}; "
-        f"{finding.detail})",
-    )
+    what = f"{counts} ({_numbers(finding)}; {finding.detail})"
+    if not finding.elements:  # about the tensor as a whole
+        what = f"{finding.output}: {finding.detail}"
+    yield Message(Severity.ERROR, f"Output tensor mismatch from backend {backend}: {what}")
     for side in ("actual", "expected"):
         numbers = getattr(finding, side)
         if numbers is not None:

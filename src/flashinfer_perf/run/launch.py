@@ -33,7 +33,8 @@ class Launch:
         fn: what is timed; called with args and kwargs.
         phases: in place of fn, the parts of a call that has several; they take keywords only.
         mutates: names of the parameters that the call writes. Those that are the problem's tensors are restored
-            before each call, outside the timed span; all of them are outputs.
+            before each call, outside the timed span; all of them are outputs. A tuple or dictionary of tensors gives
+            outputs named ``cache.0``, ``cache.1``, or by its keys.
         returns: names of what the call returns, in order.
         scratch: names of the parameters that are plan state or workspace; never copied, never rotated.
         host_sync: the call waits for the device by itself.
@@ -100,7 +101,13 @@ class Launch:
             raise TypeError(f"the call returned {_kinds(values)}, not {', '.join(self.returns)}")
         arguments = self.arguments()
         written = {name: arguments[name] for name in self.mutates}
-        return {**dict(zip(self.returns, values, strict=False)), **written}
+        found = {**dict(zip(self.returns, values, strict=False)), **written}
+        return dict(pair for name, value in found.items() for pair in named_tensors(name, value))
+
+    def written(self) -> Iterator[torch.Tensor]:
+        """Every tensor in the arguments that the call writes."""
+        arguments = self.arguments()
+        return tensors_in([arguments[name] for name in self.mutates])
 
     def data(self) -> Iterator[torch.Tensor]:
         """Every tensor in the arguments that is not scratch."""
@@ -135,6 +142,8 @@ class Copies:
         """A nested value with every tensor in it copied."""
         if isinstance(value, torch.Tensor):
             return self._tensor(value)
+        if isinstance(value, tuple) and hasattr(value, "_make"):  # a named tuple
+            return value._make(self.of(item) for item in value)
         if isinstance(value, tuple | list):
             return type(value)(self.of(item) for item in value)
         if isinstance(value, dict):
@@ -162,6 +171,21 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield from tensors_in(list(value.values()))
 
 
+def named_tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a nested value with names: the bare one for a tensor, else ``name.0``, ``name.key``."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, tuple | list | dict):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from named_tensors(f"{name}.{key}", item)
+
+
+def storages_in(value: Any) -> set[int]:
+    """Addresses of the storages behind the tensors of a nested value. Empty ones have none."""
+    return {tensor.untyped_storage().data_ptr() for tensor in tensors_in(value)} - {0}
+
+
 def poison(tensor: torch.Tensor) -> None:
     """Overwrites a tensor's storage so that a kernel that writes nothing is found out."""
     storage = tensor.untyped_storage()
@@ -173,7 +197,11 @@ def _bound(fn: Callable[..., Any], kwargs: Mapping[str, Any]) -> Callable[[Any],
 
 
 def _by_parameter(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(fn).bind_partial(*args, **kwargs)
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:
+        raise TypeError(f"pass the arguments of {fn!r} by keyword: its parameters have no names to be found") from None
+    bound = signature.bind_partial(*args, **kwargs)
     flat: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = bound.signature.parameters[name].kind

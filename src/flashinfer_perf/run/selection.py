@@ -55,6 +55,7 @@ def select(case: Case, machine: Machine) -> Selection:
 
 
 def one_that_works(case: Case, machine: Machine) -> str:
-    """The name of a backend that could run this case here; '' when none could."""
-    names = (b.name for b in case.routine.backends.values() if b.unmet(machine, case.flags) is None)
-    return next(names, "")
+    """The name of another backend that could run this case here; '' when none could, or when all were tried."""
+    tried = case.backends or tuple(case.routine.backends)
+    others = (backend for name, backend in case.routine.backends.items() if name not in tried)
+    return next((backend.name for backend in others if backend.unmet(machine, case.flags) is None), "")

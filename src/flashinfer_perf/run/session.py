@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from flashinfer_perf.core.case import Case
-from flashinfer_perf.core.exit_status import FAILURE, SUCCESS, Tally
+from flashinfer_perf.core.exit_status import FAILURE, INTERRUPTED, SUCCESS, Tally
 from flashinfer_perf.core.record import Record, Status
 from flashinfer_perf.core.testlist import InvalidLine
 from flashinfer_perf.run.engine import asked_for, run_case, unfinished
@@ -41,6 +43,7 @@ class Session:
         self._tally = Tally()
         self._lost_results = False
         self._settled: set[str] = set()
+        self._said: set[Message] = set()
 
     def run(self, items: Sequence[Case | InvalidLine]) -> int:
         """The exit status, after all items or Ctrl-C."""
@@ -54,8 +57,10 @@ class Session:
                     self._hand_out(event)
                 self._settle(item)
         except KeyboardInterrupt as interrupt:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-            self._give_up(items, position, owed, interrupt)
+            with _second_one_ends_at_once():
+                self._give_up(items, position, owed, interrupt)
+                self._close()
+            return INTERRUPTED
         finally:
             self._close()
             gc.unfreeze()
@@ -99,6 +104,10 @@ class Session:
     def _hand_out(self, event: Event) -> None:
         if isinstance(event, Record):
             self._tally.add(event)
+        elif isinstance(event, Message) and event.once:
+            if event in self._said:
+                return
+            self._said.add(event)
         for sink in list(self._sinks):
             try:
                 sink.take(event)
@@ -106,16 +115,34 @@ class Session:
                 self._drop(sink, failure)
 
     def _close(self) -> None:
-        for sink in list(self._sinks):
+        """The last one first, so that the console, which is the first, can still say what was lost."""
+        while self._sinks:
+            sink = self._sinks.pop()
             try:
                 sink.close()
             except SinkFailed as failure:
-                self._drop(sink, failure)
+                self._say_what_was_lost(failure)
 
     def _drop(self, sink: Sink, failure: SinkFailed) -> None:
         self._sinks.remove(sink)
+        self._say_what_was_lost(failure)
+
+    def _say_what_was_lost(self, failure: SinkFailed) -> None:
         self._lost_results = True
         self._hand_out(Message(Severity.ERROR, str(failure)))
+
+
+@contextlib.contextmanager
+def _second_one_ends_at_once() -> Iterator[None]:
+    """Ctrl-C as the system handles it, for as long as the last rows are written. Only the main thread may ask that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 def _without(names: list[str], name: str) -> list[str]:

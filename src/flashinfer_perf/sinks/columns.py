@@ -46,8 +46,9 @@ UPSTREAM_0_6_18 = _words("""
 """Names that 0.6.18 added, in its order."""
 
 RESULTS = _words("""
-    status check reason timer timer_fallback_reason cache_policy samples calls_per_sample dry_runs tick
+    status check reason timer in_graph gate timer_fallback_reason cache_policy samples calls_per_sample dry_runs tick
     min p05 p95 mean ci_low ci_high outliers stop_reason phases ranks
+    busy kernels kernel_names overhead_subtracted voided_samples
     max_abs_error relative_l2_error cosine differing_elements
     flops bytes ignored_flags
     gpu compute_capability driver_version cuda_version torch_version flashinfer_version flashinfer_perf_version

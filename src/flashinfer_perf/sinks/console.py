@@ -6,6 +6,7 @@ import math
 import sys
 from typing import TextIO
 
+from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.record import Record
 from flashinfer_perf.core.statistics import Summary, summarise
 from flashinfer_perf.core.work import Work
@@ -19,16 +20,21 @@ CUPTI_DEPRECATED = "--use_cupti is deprecated and will be removed in a future re
 
 
 class Console:
-    """Writes plainly and at once, so that logs and pipes see what a terminal sees."""
+    """Writes plainly and at once, so that logs and pipes see what a terminal sees.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
+    Without a stream to standard output (or error) as it is at the time: a progress bar may stand in for it.
+    """
+
+    def __init__(self, stream: TextIO | None = None, run: Options | None = None, stderr: bool = False) -> None:
+        self._stream = stream
+        self._run = run
+        self._stderr = stderr
         self._verbosity = 0
 
     def take(self, event: Event) -> None:
         if isinstance(event, CaseStarted):
             self._verbosity = event.case.options.verbose
-            for line in case_lines(event):
+            for line in case_lines(event, self._run):
                 self._print(line)
         elif isinstance(event, Message):
             if self._verbosity >= NEEDS_VERBOSITY.get(event.severity, 0):
@@ -41,15 +47,15 @@ class Console:
         return None
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(line, file=self._stream or (sys.stderr if self._stderr else sys.stdout), flush=True)
 
 
-def case_lines(started: CaseStarted) -> list[str]:
+def case_lines(started: CaseStarted, run: Options | None = None) -> list[str]:
     """What stands above a case's results, in the documents' order."""
     case, machine = started.case, started.machine
     lines = []
     if case.options.verbose >= 1:
-        lines.append(f"[INFO] {namespace_line(case, machine, started.backends)}")
+        lines.append(f"[INFO] {namespace_line(case, machine, started.backends, run)}")
     if case.options.use_cupti:
         lines.append(f"[WARNING] {CUPTI_DEPRECATED}")
     if case.options.verbose >= 1:

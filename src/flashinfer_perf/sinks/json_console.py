@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TextIO
 
+from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.record import Record
 from flashinfer_perf.run.events import Event
 from flashinfer_perf.sinks.console import Console
@@ -14,9 +14,9 @@ from flashinfer_perf.sinks.jsonl_file import json_line
 class JsonConsole:
     """Records for programs to read, lines for people beside them."""
 
-    def __init__(self, stream: TextIO | None = None, people: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._console = Console(people or sys.stderr)
+    def __init__(self, stream: TextIO | None = None, people: TextIO | None = None, run: Options | None = None) -> None:
+        self._stream = stream
+        self._console = Console(people, run, stderr=True)
 
     def take(self, event: Event) -> None:
         self._console.take(event)

@@ -27,8 +27,8 @@ class JsonlFile:
 
 
 def json_line(record: Record) -> str:
-    """A record as strict JSON: infinities and NaN, which JSON has no words for, become strings."""
-    return json.dumps(_plain(record.as_dict()), allow_nan=False)
+    """A record as strict JSON: infinities, NaN and whatever else JSON has no words for become strings."""
+    return json.dumps(_plain(record.as_dict()), allow_nan=False, default=str)
 
 
 def _plain(value: Any) -> Any:

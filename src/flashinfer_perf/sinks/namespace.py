@@ -13,12 +13,19 @@ LEFT_OUT = ("help", "list", "plan")
 """Options of runs that never come to a case."""
 
 
-def namespace_line(case: Case, machine: Machine, backends: tuple[str, ...]) -> str:
-    """``args = Namespace(routine='bmm_fp8', …)``, general options first, then the family's flags."""
+def namespace_line(case: Case, machine: Machine, backends: tuple[str, ...], run: Options | None = None) -> str:
+    """``args = Namespace(routine='bmm_fp8', …)``, general options first, then the family's flags.
+
+    Args:
+        run: the command line's own options, in which a case of a testlist has no say (``--output_path``).
+    """
     options, flags = specs_of(Options), specs_of(type(case.flags))
     upstream = [name for name, spec in options.items() if _is_upstreams(name, spec.since)]
     ours = [name for name in options if name not in upstream and name not in LEFT_OUT]
-    values = {name: getattr(case.options, name) for name in options} | _effective(case, machine)
+    values = {
+        name: getattr(run if run is not None and spec.per_process else case.options, name)
+        for name, spec in options.items()
+    } | _effective(case, machine)
     family = {name: getattr(case.flags, name) for name in flags}
     negated = {off[2:]: not family[name] for name, spec in flags.items() for off in spec.negations}
     family |= {"backends": backends}

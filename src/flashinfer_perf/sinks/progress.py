@@ -19,7 +19,7 @@ class Progress:
 
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-        console = Console(stderr=True)
+        console = Console(stderr=True, soft_wrap=True)  # a line is the reader's to wrap: it may be copied
         self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
         self._task = self._bar.add_task("cases", total=total)
         self._bar.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from pathlib import Path
@@ -21,15 +22,11 @@ class ResultFile:
         self._append = append
         self._file: TextIO | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._file is not None
-
     def first_line(self) -> str | None:
         """The first line of the file that is to be appended to; None when there is nothing to append to."""
         if not (self._append and self.path.is_file() and self.path.stat().st_size):
             return None
-        with self.path.open(encoding="utf-8", newline="") as file:
+        with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
             return file.readline().rstrip("\r\n")
 
     def check(self) -> None:
@@ -40,6 +37,8 @@ class ResultFile:
             if self.path.is_dir() or not os.access(existing, os.W_OK):
                 reason = "it is a folder" if self.path.is_dir() else "permission denied"
                 raise SinkFailed(f"cannot write results to {self.path}: {reason}")
+        except (FileExistsError, NotADirectoryError):
+            raise SinkFailed(f"cannot write results to {self.path}: its folder is a file") from None
         except OSError as error:
             raise SinkFailed(f"cannot write results to {self.path}: {error.strerror}") from None
 
@@ -47,10 +46,13 @@ class ResultFile:
         try:
             if self._file is None:
                 self._keep_older()
+                text = self._end_of_last_line() + text
                 self._file = self.path.open("a", encoding="utf-8", newline="")
             self._file.write(text)
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(SinkFailed):  # closing tries once more to write what is left
+                self.close()
             raise SinkFailed(self._lost(error)) from None
 
     def close(self) -> None:
@@ -60,6 +62,14 @@ class ResultFile:
                 file.close()
         except OSError as error:
             raise SinkFailed(self._lost(error)) from None
+
+    def _end_of_last_line(self) -> str:
+        """What the file to append to lacks, if an earlier run ended in the middle of a line."""
+        if not (self.path.is_file() and self.path.stat().st_size):
+            return ""
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return "" if file.read() == b"\n" else "\n"
 
     def _keep_older(self) -> None:
         """An existing file is moved to NAME.1.csv, or the next number that is free."""

@@ -63,6 +63,7 @@ def _times(record: Record) -> dict[str, Any]:
         "median_time": summary.median_ms,
         "std_time": summary.std_ms,
         **(rates or {}),
+        **measured.timer_facts,
         "timer": measured.timer,
         "timer_fallback_reason": measured.fallback_reason,
         "cache_policy": measured.cache_policy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
+from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.record import Record
 from flashinfer_perf.run.events import Event
 from flashinfer_perf.sinks.console import Console, decimals
@@ -16,9 +17,9 @@ WIDTH = 160
 class Table:
     """One row per record."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self._console = Console(self._stream)
+    def __init__(self, stream: TextIO | None = None, run: Options | None = None) -> None:
+        self._stream = stream
+        self._console = Console(stream, run)
         self._rows: list[tuple[str, ...]] = []
 
     def take(self, event: Event) -> None:
@@ -36,8 +37,9 @@ class Table:
         table.add_column("reason", overflow="fold")
         for row in self._rows:
             table.add_row(*row)
-        width = None if self._stream.isatty() else WIDTH
-        RichConsole(file=self._stream, width=width).print(table, markup=False)
+        stream = self._stream or sys.stdout
+        width = None if stream.isatty() else WIDTH
+        RichConsole(file=stream, width=width).print(table, markup=False)
 
 
 def table_row(record: Record) -> tuple[str, ...]:

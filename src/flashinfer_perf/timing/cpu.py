@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashinfer_perf.timing.target import Target
+
+if TYPE_CHECKING:
+    from flashinfer_perf.run.problem import Outputs
 
 
 class CpuTimer:
@@ -28,8 +32,18 @@ class CpuTimer:
     def sample(self, count: int) -> list[tuple[float, ...]]:
         return [self._once() for _ in range(count)]
 
-    def last_output(self) -> Any:
-        return self._last
+    def last_outputs(self) -> Outputs:
+        assert self._target is not None, "open() first"
+        return self._target.launch.outputs(self._last)
+
+    @property
+    def cache_description(self) -> str:
+        assert self._target is not None, "open() first"
+        return self._target.cache.description
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {}
 
     def close(self) -> None:
         self._target = self._last = None

@@ -9,16 +9,18 @@ from flashinfer_perf.core.statistics import summarise
 from flashinfer_perf.core.stop_rules import StopRule
 from flashinfer_perf.run.ranks import slowest
 from flashinfer_perf.timing.target import Target
-from flashinfer_perf.timing.timer import Timer
+from flashinfer_perf.timing.timer import Opened
 
 
-def measure(target: Target, timer: Timer, rule: StopRule, dry_runs: int, fallback_reason: str = "") -> Measurement:
-    """Times an opened target. Over several ranks each sample is that of the slowest, and all take equally many."""
+def measure(target: Target, opened: Opened, rule: StopRule, dry_runs: int) -> Measurement:
+    """Times a target. Over several ranks each sample is that of the slowest, and all take equally many."""
+    timer = opened.timer
+    tick_ms = max(target.ranks.all_gather(timer.tick_ms))  # the rule must decide alike on all of them
     timer.sample(dry_runs)
     taken: list[tuple[float, ...]] = []
     totals: list[float] = []
     began = perf_counter()
-    while wanted := rule.wanted(totals, elapsed := _elapsed(target, began), timer.tick_ms):
+    while wanted := rule.wanted(totals, elapsed := _elapsed(target, began), tick_ms):
         batch = slowest(target.ranks, timer.sample(wanted))
         taken += batch
         totals += [sum(phases) for phases in batch]
@@ -27,13 +29,14 @@ def measure(target: Target, timer: Timer, rule: StopRule, dry_runs: int, fallbac
         phases_ms=_by_phase(target, taken),
         summary=summarise(totals),
         timer=timer.name,
-        fallback_reason=fallback_reason,
-        cache_policy=target.cache.description,
-        tick_ms=timer.tick_ms,
+        fallback_reason=opened.fallback_reason,
+        cache_policy=timer.cache_description,
+        tick_ms=tick_ms,
         calls_per_sample=timer.calls_per_sample,
         dry_runs=dry_runs,
-        stop_reason=rule.reason(totals, elapsed, timer.tick_ms),
+        stop_reason=rule.reason(totals, elapsed, tick_ms),
         ranks=target.ranks.size,
+        timer_facts=timer.facts,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.run.launch import Launch
+from flashinfer_perf.run.launch import Launch, poison, storages_in
 from flashinfer_perf.run.ranks import Ranks
 from flashinfer_perf.timing.cache import CachePolicy
 
@@ -36,6 +36,13 @@ class Target:
             copy.copy_(original)
         self.cache.prepare()
         self.ranks.barrier()
+
+    def poison_outputs(self) -> None:
+        """Overwrites the outputs that are no inputs, so that a call that writes nothing is found out."""
+        restored = storages_in([copy for copy, _ in self.restores])
+        for tensor in self.launch.written():
+            if not storages_in(tensor) & restored:
+                poison(tensor)
 
     def outputs_of(self, returned: Any) -> dict[str, torch.Tensor]:
         """Outputs of a call, by name."""

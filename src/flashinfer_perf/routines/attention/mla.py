@@ -25,6 +25,11 @@ NOPE_HEAD_DIM = 128
 WORKSPACE_BYTES = 128 << 20
 SIXTEEN_BITS = (DType.BFLOAT16, DType.FLOAT16)
 needs_same_format = case_rule("the same format for query and cache", lambda case: case.q_dtype is case.kv_dtype)
+needs_whole_tiles = case_rule(
+    "head_dim_ckv a multiple of 128 and head_dim_kpe a multiple of 64",
+    lambda case: case.head_dim_ckv % 128 == 0 and case.head_dim_kpe % 64 == 0,
+)
+needs_hopper_widths = case_rule("head_dim_ckv of 128, 256 or 512", lambda case: case.head_dim_ckv in (128, 256, 512))
 
 
 @routine(
@@ -49,7 +54,7 @@ needs_same_format = case_rule("the same format for query and cache", lambda case
 )
 def mla(case: AttentionFlags, make: TensorFactory) -> Problem:
     """MLA attention proposed in the DeepSeek series of models, decoding from a paged cache."""
-    lengths = paging.kv_lengths(make, case.batch_size, case.s_kv, case.random_actual_seq_len)
+    lengths = paging.kv_lengths(make, case.batch_size, case.s_kv, case.page_size, case.random_actual_seq_len)
     pages = paging.page_pool(make, lengths, case.s_kv, case.page_size)
     heads, ckv, kpe = case.num_qo_heads, case.head_dim_ckv, case.head_dim_kpe
     tensors = {
@@ -136,7 +141,12 @@ def _flashinfer_wrapper(case: AttentionFlags, problem: Problem, backend: str) ->
 
 @mla.backend(
     "fa2",
-    requires=(package("flashinfer", extra="flashinfer"), capability(minimum="8.0"), needs_same_format),
+    requires=(
+        capability(minimum="8.0"),
+        package("flashinfer", extra="flashinfer"),
+        needs_same_format,
+        needs_whole_tiles,
+    ),
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
 def fa2(case: AttentionFlags, problem: Problem) -> Launch:
@@ -146,7 +156,13 @@ def fa2(case: AttentionFlags, problem: Problem) -> Launch:
 
 @mla.backend(
     "fa3",
-    requires=(package("flashinfer", extra="flashinfer"), capability(9), needs_same_format),
+    requires=(
+        capability(9),
+        package("flashinfer", extra="flashinfer"),
+        needs_same_format,
+        needs_whole_tiles,
+        needs_hopper_widths,
+    ),
     documented="9.0",
 )
 def fa3(case: AttentionFlags, problem: Problem) -> Launch:

@@ -30,9 +30,14 @@ class Pages:
         return self.block_tables.numel()
 
 
-def kv_lengths(make: TensorFactory, batch_size: int, longest: int, random: bool) -> torch.Tensor:
-    """(batch,) int32 on the CPU: uniform on 1 … longest, or all the longest."""
+def kv_lengths(make: TensorFactory, batch_size: int, longest: int, page_size: int, random: bool) -> torch.Tensor:
+    """(batch,) int32 on the CPU: uniform on 1 … longest, or all the longest.
+
+    Raises:
+        DoesNotFit: when the page table alone is too large; lengths that need more than 32 bits end here.
+    """
     make.reserve("kv_len", (batch_size,), DType.FLOAT32)
+    make.reserve("block_tables", (2 * batch_size, -(-longest // page_size)), DType.FLOAT32)
     if random:
         return make.lengths(batch_size, longest)
     return torch.full((batch_size,), longest, dtype=torch.int32)
@@ -41,7 +46,6 @@ def kv_lengths(make: TensorFactory, batch_size: int, longest: int, random: bool)
 def page_pool(make: TensorFactory, lengths: torch.Tensor, longest: int, page_size: int) -> Pages:
     """Pages of a pool in which each sequence owns a run of pages, shuffled within it."""
     batch_size, per_sequence = len(lengths), -(-longest // page_size)
-    make.reserve("block_tables", (2 * batch_size, per_sequence), DType.FLOAT32)
     order = torch.rand(batch_size, per_sequence, generator=make.generator("block_tables")).argsort(dim=1)
     tables = (order + torch.arange(batch_size)[:, None] * per_sequence).to(torch.int32)
     used = (lengths + page_size - 1) // page_size

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.errors import InvalidInput
+from flashinfer_perf.core.requirement import host_memory
 from flashinfer_perf.core.routine import Fact, Rule, routine
 from flashinfer_perf.core.work import Work
 from flashinfer_perf.lazy import torch
@@ -91,7 +92,7 @@ def traffic(case: MoeCommFlags, expert_ids: torch.Tensor, ranks: Ranks) -> tuple
     return rows * row_bytes + choices * ID_BYTES, rows * row_bytes
 
 
-@moe_a2a.backend("gloo")
+@moe_a2a.backend("gloo", requires=(host_memory,))
 def gloo(case: MoeCommFlags, problem: Problem) -> Launch:
     """torch.distributed over gloo, on the CPU."""
     join_process_group(problem.ranks)

@@ -29,7 +29,7 @@ class NormFlags:
         choices=(DType.FP8_E4M3, DType.FP8_E5M2, DType.NVFP4, DType.MXFP4),
         help="Format of a quantised output.",
     )
-    use_global_scale: bool = flag(False, help="Give the NVFP4 quantiser a global scale.")
+    use_global_scale: bool = flag(False, help="Give NVFP4 a global scale of 2688 / largest value; else it is 1.")
     is_sf_swizzled_layout: bool = flag(False, help="Write block scales in the layout that tensor cores read.")
     output_both_sf_layouts: bool = flag(False, help="Write block scales in both layouts.")
     backends: tuple[str, ...] = backends_flag()

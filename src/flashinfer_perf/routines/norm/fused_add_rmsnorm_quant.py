@@ -7,15 +7,14 @@ from functools import partial
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.checks.fp8 import Fp8Codes
 from flashinfer_perf.core.dtypes import DType
-from flashinfer_perf.core.requirement import capability, package
 from flashinfer_perf.core.routine import narrowed, routine
 from flashinfer_perf.formats.fp8 import encode
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.norm import reference, work
+from flashinfer_perf.routines.norm import backends, eager, inputs, reference, work
 from flashinfer_perf.routines.norm.flags import NormFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
-from flashinfer_perf.run.problem import Problem, Shown
+from flashinfer_perf.run.problem import Problem
 
 
 @routine(
@@ -33,33 +32,33 @@ from flashinfer_perf.run.problem import Problem, Shown
 )
 def fused_add_rmsnorm_quant(case: NormFlags, make: TensorFactory) -> Problem:
     """Fused residual add + RMSNorm with FP8 quantised output."""
-    x = make.normal("x", (case.batch_size, case.hidden_size), case.input_dtype)
-    residual = make.normal("residual", x.shape, case.input_dtype)
-    weight = make.normal("weight", (case.hidden_size,), case.input_dtype)
+    tensors = inputs.tensors(case, make, residual=True)
     return Problem(
-        tensors={"x": x, "residual": residual, "weight": weight},
+        tensors=tensors,
         reference=partial(reference.add_rms_norm_quant, eps=case.eps, scale=case.scale, dtype=case.out_dtype),
         work=work.add_rms_norm_quant(case),
         checks={"out": Fp8Codes(), "residual": tolerance.for_rounding(case.input_dtype)},
         ranks=make.ranks,
-        shown=(
-            Shown("input_tensor.shape", x.shape),
-            Shown("input_tensor.dtype", x.dtype),
-            Shown("residual_tensor.shape", residual.shape),
-            Shown("weight.shape", weight.shape),
-            Shown("out_tensor.dtype", case.out_dtype.torch),
-            Shown("scale", case.scale),
-        ),
+        shown=inputs.shown_fp8(case, tensors),
     )
 
 
 @fused_add_rmsnorm_quant.backend(
-    "cuda",
-    requires=(package("flashinfer", extra="flashinfer"), capability(minimum="7.5")),
-    documented="7.5 8.0 8.6 8.9 9.0 10.0 10.3 12.0",
+    "cuda", requires=backends.NEEDS_CUDA, documented=backends.EVERYWHERE, state=backends.cuda_kernels
 )
 def flashinfer_cuda(case: NormFlags, problem: Problem) -> Launch:
-    """FlashInfer's kernel."""
+    """FlashInfer's CUDA kernel."""
+    backends.require_row_in_shared_memory(problem["x"])
+    return call_flashinfer(case, problem, backends.CUDA)
+
+
+@fused_add_rmsnorm_quant.backend("cute-dsl", requires=backends.NEEDS_CUTE_DSL, state=backends.cute_dsl_kernels)
+def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
+    """FlashInfer's CuTe-DSL kernel."""
+    return call_flashinfer(case, problem, backends.CUTE_DSL)
+
+
+def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> Launch:
     x = problem["x"]
     return Launch(
         flashinfer.norm.fused_add_rmsnorm_quant,
@@ -73,6 +72,7 @@ def flashinfer_cuda(case: NormFlags, problem: Problem) -> Launch:
             "enable_pdl": case.enable_pdl,
         },
         mutates=("out", "residual"),
+        resolved_backend=backends.resolved(implementation, x.device),
     )
 
 
@@ -106,6 +106,5 @@ def add_rmsnorm_quant(
 ) -> None:
     """In fp32, in place, all (batch, hidden): residual += input; out = fp8(norm(residual) * weight / scale)."""
     h = input.float() + residual.float()
-    normed = h * torch.rsqrt(h.square().mean(dim=-1, keepdim=True) + eps) * weight.float() / scale
     residual.copy_(h)
-    out.copy_(encode(normed, dtype))
+    out.copy_(encode(eager.normed(h, weight, eps) / scale, dtype))

@@ -41,7 +41,7 @@ def mxfp4_quantize(case: QuantizationFlags, make: TensorFactory) -> Problem:
 
 @mxfp4_quantize.backend(
     "cuda",
-    requires=(package("flashinfer", extra="flashinfer"), capability(10, 11, 12)),
+    requires=(capability(10, 11, 12), package("flashinfer", extra="flashinfer")),
     documented="10.0 10.3",
 )
 def flashinfer_cuda(case: QuantizationFlags, problem: Problem) -> Launch:

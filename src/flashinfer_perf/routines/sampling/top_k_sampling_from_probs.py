@@ -42,7 +42,7 @@ def top_k_sampling_from_probs(case: SamplingFlags, make: TensorFactory) -> Probl
 
 @top_k_sampling_from_probs.backend(
     "cuda",
-    requires=(package("flashinfer", extra="flashinfer"), capability(minimum="7.5")),
+    requires=(capability(minimum="7.5"), package("flashinfer", extra="flashinfer")),
     documented="7.5 8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
 def flashinfer_cuda(case: SamplingFlags, problem: Problem) -> Launch:

@@ -1,0 +1,77 @@
+"""Gemma's RMSNorm: out = x / rms(x) * (1 + weight), of (batch, hidden) or (batch, heads, hidden)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from flashinfer_perf.checks import tolerance
+from flashinfer_perf.core.requirement import case_rule
+from flashinfer_perf.core.routine import routine
+from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.routines.norm import backends, eager, inputs, reference, work
+from flashinfer_perf.routines.norm.flags import NormFlags
+from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.launch import Launch
+from flashinfer_perf.run.problem import Problem
+
+
+@routine(
+    "gemma_rmsnorm",
+    flags=NormFlags,
+    uses=("batch_size", "hidden_size", "num_heads", "input_dtype", "eps", "enable_pdl"),
+)
+def gemma_rmsnorm(case: NormFlags, make: TensorFactory) -> Problem:
+    """Gemma-style RMSNorm: the weight is added to 1."""
+    tensors = inputs.tensors(case, make)
+    return Problem(
+        tensors=tensors,
+        reference=partial(reference.rms_norm, eps=case.eps, bias=reference.GEMMA_BIAS),
+        work=work.rms_norm(case),
+        checks={"out": tolerance.for_rounding(case.input_dtype, reduction=case.hidden_size)},
+        ranks=make.ranks,
+        shown=inputs.shown(case, tensors),
+    )
+
+
+two_dimensions = case_rule(
+    "2D input",
+    lambda case: case.num_heads is None,
+    "FlashInfer's CUDA kernel takes 2D input only; use --backends cute-dsl, or leave --num_heads out",
+)
+
+
+@gemma_rmsnorm.backend("cuda", requires=(*backends.NEEDS_CUDA, two_dimensions), state=backends.cuda_kernels)
+def flashinfer_cuda(case: NormFlags, problem: Problem) -> Launch:
+    """FlashInfer's CUDA kernel."""
+    return call_flashinfer(case, problem, backends.CUDA)
+
+
+@gemma_rmsnorm.backend("cute-dsl", requires=backends.NEEDS_CUTE_DSL, state=backends.cute_dsl_kernels)
+def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
+    """FlashInfer's CuTe-DSL kernel."""
+    return call_flashinfer(case, problem, backends.CUTE_DSL)
+
+
+def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> Launch:
+    x = problem["x"]
+    return Launch(
+        flashinfer.norm.gemma_rmsnorm,
+        kwargs={
+            "input": x,
+            "weight": problem["weight"],
+            "eps": case.eps,
+            "out": torch.empty_like(x),
+            "enable_pdl": case.enable_pdl,
+        },
+        mutates=("out",),
+        resolved_backend=backends.resolved(implementation, x.device),
+    )
+
+
+@gemma_rmsnorm.backend("torch", ignores=("enable_pdl",))
+def torch_eager(case: NormFlags, problem: Problem) -> Launch:
+    """PyTorch operations, one after the other."""
+    x = problem["x"]
+    kwargs = {"out": torch.empty_like(x), "input": x, "weight": problem["weight"], "eps": case.eps}
+    kwargs["bias"] = reference.GEMMA_BIAS
+    return Launch(eager.rmsnorm, kwargs=kwargs, mutates=("out",))

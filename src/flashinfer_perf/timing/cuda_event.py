@@ -1,0 +1,84 @@
+"""CUDA events around each call: available everywhere; their own cost is measured and subtracted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from flashinfer_perf.lazy import torch
+from flashinfer_perf.timing.gate import Gate, enqueue_ms
+from flashinfer_perf.timing.overhead import event_overhead_ms
+from flashinfer_perf.timing.target import Target
+
+if TYPE_CHECKING:
+    from flashinfer_perf.run.problem import Outputs
+
+EVENT_TICK_MS = 0.0005
+"""Resolution of cudaEventElapsedTime, by its documentation."""
+
+
+class CudaEventTimer:
+    """Enqueues gate, event, call, event; then waits."""
+
+    name = "cuda_event"
+    tick_ms = EVENT_TICK_MS
+    calls_per_sample = 1
+
+    def __init__(self) -> None:
+        self._target: Target | None = None
+        self._returned: Any = None
+
+    def open(self, target: Target) -> None:
+        self._target = target
+        self._steps = target.launch.steps()
+        target.make_ready()
+        target.launch()
+        target.make_ready()
+        self._gate = Gate(enqueue_ms(target.launch), target.launch.host_sync)
+        self._overhead_ms = event_overhead_ms(torch.cuda.current_device())
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._steps) + 1)]
+
+    def sample(self, count: int) -> list[tuple[float, ...]]:
+        return [self._once() for _ in range(count)]
+
+    def last_outputs(self) -> Outputs:
+        assert self._target is not None, "open() first"
+        return self._target.launch.outputs(self._returned)
+
+    @property
+    def cache_description(self) -> str:
+        assert self._target is not None, "open() first"
+        return self._target.cache.description
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "gate": self._gate.length.description,
+            "in_graph": False,
+            "voided_samples": self._gate.length.voided,
+            "overhead_subtracted": self._overhead_ms,
+        }
+
+    def close(self) -> None:
+        self._target = self._returned = None
+        self._steps = []
+
+    def _once(self) -> tuple[float, ...]:
+        while not self._gate.length.accept(self._enqueue()):
+            pass
+        return tuple(before.elapsed_time(after) - self._overhead_ms for before, after in pairwise(self._events))
+
+    def _enqueue(self) -> bool:
+        """Makes one call; whether its gate was closed until all of it was enqueued."""
+        assert self._target is not None, "open() first"
+        self._returned = result = None
+        self._target.make_ready()
+        self._gate.close(opened=self._events[0])
+        for step, event in zip(self._steps, self._events[1:], strict=True):
+            result = step(result)
+            event.record()
+        held = self._gate.held()
+        torch.cuda.synchronize()
+        self._returned = result
+        return held

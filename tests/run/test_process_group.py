@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import atexit
+import socket
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import distributed
+
+from flashinfer_perf.run.process_group import TIMEOUT, join_process_group
+from flashinfer_perf.run.ranks import SingleRank
+
+
+@pytest.fixture
+def no_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """No process group before, none after, and what would have been done at the end of the process."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    at_exit: list[object] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    yield at_exit
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def test_one_process_makes_a_group_that_works_and_is_left_at_the_end(no_group: list[object]):
+    join_process_group(SingleRank())
+    assert distributed.get_backend() == "gloo"
+    assert (distributed.get_rank(), distributed.get_world_size()) == (0, 1)
+    tensor = torch.ones(3)
+    distributed.all_reduce(tensor)
+    assert tensor.tolist() == [1, 1, 1]
+    assert no_group == [distributed.destroy_process_group]
+
+
+def test_joining_twice_is_joining_once(no_group: list[object]):
+    join_process_group(SingleRank())
+    group = distributed.group.WORLD
+    join_process_group(SingleRank())
+    assert distributed.group.WORLD is group
+    assert len(no_group) == 1
+
+
+class Second:
+    """Rank 1 of two; the first one has said where its store is."""
+
+    rank, size = 1, 2
+
+    def __init__(self, hosts: list[str]) -> None:
+        self._answers = [hosts, [("the-first-host", 4711), ("", 0)]]
+
+    def all_gather(self, value: object) -> list[object]:
+        return list(self._answers.pop(0))
+
+
+def test_other_ranks_go_to_the_store_of_the_first(no_group: list[object], monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+    monkeypatch.setattr(distributed, "TCPStore", lambda *args, **kwargs: seen.update(store=args, options=kwargs))
+    monkeypatch.setattr(distributed, "init_process_group", lambda *args, **kwargs: seen.update(group=kwargs))
+    join_process_group(Second([socket.gethostname(), "another"]))  # type: ignore[arg-type]
+    assert seen["store"] == ("the-first-host", 4711, 2)
+    assert seen["options"] == {"is_master": False, "timeout": TIMEOUT}
+    assert (seen["group"]["rank"], seen["group"]["world_size"]) == (1, 2)
