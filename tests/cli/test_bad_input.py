@@ -12,7 +12,9 @@ import pytest
 
 from benchmarks.bench_harness import smallest
 from flashinfer_perf.cli import bench as program
+from flashinfer_perf.core.record import Record, Status
 from flashinfer_perf.routines import all_routines
+from flashinfer_perf.sinks.console import Console
 from tests.cli.conftest import LAUNCHER, environment, records_of, rows_of
 
 MXFP4 = "--routine mxfp4_quantize --m 16 --k 64"
@@ -246,6 +248,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(testlist):
     assert run.returncode == 1
 
 
+def test_a_terminal_that_cannot_show_a_character_shows_its_number(launch, testlist):
+    path = testlist(f"{MXFP4} --case_tag größe\n")
+    outcome = launch(f"--plan --testlist {path}", env=environment(PYTHONIOENCODING="ascii"))
+    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.out.splitlines()[0].endswith("# gr\\xf6\\xdfe")
+    assert launch("--help", env=environment(PYTHONIOENCODING="ascii")).code == 0
+
+
 def sweep(count: int) -> str:
     """So many values."""
     return "{" + ",".join(map(str, range(count))) + "}"
@@ -280,6 +290,21 @@ def test_ctrl_c_keeps_what_was_measured(testlist, tmp_path):
     assert [row["status"] for row in rows] == ["ok"] * measured + ["interrupted"] * (2000 - measured) + ["invalid"]
     assert {row["reason"] for row in rows if row["status"] == "interrupted"} == {"interrupted by Ctrl-C"}
     assert [record["status"] for record in records_of(jsonl)] == [row["status"] for row in rows]
+
+
+def test_ctrl_c_between_two_files_waits_until_the_record_is_in_both(bench, monkeypatch, testlist, tmp_path):
+    def take(self, event, take=Console.take):
+        take(self, event)
+        if isinstance(event, Record) and event.status is Status.OK:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Console, "take", take)
+    path, csv, jsonl = testlist(f"{MXFP4} --backends torch\n" * 3), tmp_path / "out.csv", tmp_path / "out.jsonl"
+    outcome = bench(f"--testlist {path} {QUICK} --output_path {csv} --jsonl {jsonl}")
+    assert outcome.code == 130
+    assert len(outcome.lines("PERF")) == 1
+    assert [row["status"] for row in rows_of(csv)] == ["ok", "interrupted", "interrupted"]
+    assert [record["status"] for record in records_of(jsonl)] == ["ok", "interrupted", "interrupted"]
 
 
 def test_ctrl_c_before_there_is_anything_to_keep(bench, monkeypatch):

@@ -15,6 +15,7 @@ from flashinfer_perf.core.routine import (
     Rule,
     declared_routines,
     declared_temporarily,
+    declared_whole,
     narrowed,
     routine,
 )
@@ -227,3 +228,23 @@ def test_what_is_declared_temporarily_is_forgotten_after_an_error_too():
         declare("passing")
         raise RuntimeError
     assert "passing" not in declared_routines()
+
+
+def test_what_is_declared_whole_stays():
+    with declared_whole():
+        declare("kept")
+    assert "kept" in declared_routines()
+
+
+def test_what_is_declared_in_part_is_forgotten_with_the_error_passed_on():
+    toy = declare()
+
+    def half_a_plugin():
+        declare("passing")
+        toy.backend("passing")(print)
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit), declared_whole():
+        half_a_plugin()
+    assert "passing" not in declared_routines()
+    assert list(toy.backends) == []

@@ -135,6 +135,11 @@ def test_a_time_budget_takes_one_sample_even_if_that_takes_longer():
     assert run.reason == "max_time 1 s spent"
 
 
+def test_a_time_budget_that_is_overspent_wants_nothing():
+    assert TimeBudget(1.0, FixedNumber(30)).wanted([1000.0] * 10, 10.0, 0.0) == 0
+    assert TimeBudget(1.0, FixedNumber(30)).wanted([100.0] * 10, 1.0, 0.0) == 0
+
+
 def test_a_time_budget_over_a_precision_that_cannot_be_reached_ends_in_time():
     run = Run(TimeBudget(0.5, TargetPrecision(0.01)), always(1.0), tick_ms=0.1).finish()
     assert run.elapsed_s <= 0.5 + 1e-9

@@ -156,6 +156,7 @@ def test_a_routine_beside_the_list_stands_for_lines_without_one():
 
 def test_the_repro_command_holds_what_stood_beside_the_list_too():
     (case,) = cases(f"{QUANTISE} -v", "--refcheck -vvv --testlist list.txt --output_path a.csv --plan")
+    assert case.ignored == ()
     assert case.repro_command == f"python3 flashinfer_benchmark.py --refcheck {QUANTISE} -v"
 
 

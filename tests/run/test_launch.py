@@ -64,7 +64,7 @@ def test_a_variable_number_of_positional_arguments_has_no_names():
 
 
 def test_positional_arguments_of_a_builtin_without_signature_are_refused_with_advice():
-    with pytest.raises(TypeError, match="pass the arguments of .*matmul.* by keyword"):
+    with pytest.raises(TypeError, match=r"pass the arguments of .*matmul.* by keyword"):
         Launch(torch.matmul, args=(torch.ones(1, 1), torch.ones(1, 1)))
 
 
@@ -259,7 +259,7 @@ def test_nesting_keeps_its_types():
 
 
 def test_pairs_name_each_copy_with_its_original():
-    pool, k, v = pool_views()
+    _, k, v = pool_views()
     copies = Copies()
     new = copies.of((k, v, k))
     assert [(id(copy), id(original)) for copy, original in copies.pairs] == [

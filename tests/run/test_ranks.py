@@ -165,7 +165,7 @@ def test_a_sample_is_that_of_the_slowest_rank_phase_by_phase():
 
 def test_ranks_with_different_numbers_of_samples_are_an_error():
     def work(ranks: Ranks) -> None:
-        with pytest.raises(ValueError, match="shorter|longer"):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
             slowest(ranks, [(1.0,)] * (ranks.rank + 1))
 
     on_two_ranks(work)

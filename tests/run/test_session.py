@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from flashinfer_perf.core.record import Status
+from flashinfer_perf.core.record import Record, Status
 from flashinfer_perf.core.requirement import capability
 from flashinfer_perf.core.testlist import InvalidLine
-from flashinfer_perf.run.events import CaseStarted, Message
+from flashinfer_perf.run import session as module
+from flashinfer_perf.run.events import CaseStarted, Message, Severity
 from flashinfer_perf.run.ranks import SingleRank
 from flashinfer_perf.run.session import Session
 from tests.fakes import Fake, RecordingSink, from_call, raising, right, texts_in
@@ -206,16 +207,56 @@ def test_a_second_ctrl_c_ends_at_once_and_the_handler_is_given_back(fake: Fake):
     fake.add("slow", interrupted_at(1))
     sink = Watching()
     assert Session([sink], SingleRank()).run([fake.case("--backends first slow")]) == 130
-    assert sink.handlers == [own, signal.SIG_DFL, signal.SIG_DFL]
+    assert sink.handlers[1:] == [signal.SIG_DFL] * 2
     assert signal.getsignal(signal.SIGINT) is own
 
 
-def test_the_handler_is_left_alone_without_ctrl_c(routine: Fake):
+def test_the_handler_is_given_back_without_ctrl_c_too(routine: Fake):
     before = signal.getsignal(signal.SIGINT)
-    sink = Watching()
-    Session([sink], SingleRank()).run([routine.case()])
-    assert sink.handlers == [before] * 2
+    Session([RecordingSink()], SingleRank()).run([routine.case()])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class PressesCtrlC(RecordingSink):
+    """Somebody presses Ctrl-C while this sink writes its first record."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._times = times
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, Record):
+            times, self._times = self._times, 0
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+        super().take(event)
+
+
+@pytest.mark.usefixtures("_handler")
+def test_ctrl_c_waits_until_a_record_is_in_every_file(routine: Fake):
+    """Otherwise it would be on the screen, and not in the CSV behind it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    first, second = PressesCtrlC(times=1), RecordingSink()
+    assert Session([first, second], SingleRank()).run([routine.case(), routine.case()]) == 130
+    assert found(first) == found(second) == [("good", "ok"), ("good", "interrupted")]
+
+
+@pytest.mark.usefixtures("_handler")
+def test_a_second_ctrl_c_does_not_wait_for_a_file(routine: Fake):
+    """It may be on a disk that hangs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    first, second = PressesCtrlC(times=2), RecordingSink()
+    assert Session([first, second], SingleRank()).run([routine.case(), routine.case()]) == 130
+    assert found(first) == found(second) == [("good", "interrupted")]  # of the second case
+
+
+@pytest.mark.usefixtures("_handler")
+def test_ctrl_c_that_is_ignored_stays_ignored(routine: Fake):
+    """A job in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert Session([sink := PressesCtrlC(times=1)], SingleRank()).run([routine.case()]) == 0
+    assert found(sink) == [("good", "ok")]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_outside_the_main_thread_ctrl_c_leaves_its_records_too(fake: Fake):
@@ -298,6 +339,8 @@ def test_what_a_routine_imported_is_exempt_from_collection_while_the_run_lasts(r
     assert gc.get_freeze_count() == 0
 
 
-def test_messages_are_events_of_their_own(routine: Fake):
-    _, sink = run(routine.case("--refcheck"))
-    assert any(isinstance(event, Message) for event in sink.events)
+def test_what_is_said_once_is_said_once_in_a_run(monkeypatch: pytest.MonkeyPatch, routine: Fake):
+    once, always = Message(Severity.WARNING, "no CUPTI", once=True), Message(Severity.WARNING, "again")
+    monkeypatch.setattr(module, "run_case", lambda *_: iter([once, always, once]))
+    _, sink = run(routine.case(), routine.case())
+    assert texts_in(sink.events) == ["no CUPTI", "again", "again"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flashinfer_perf.checks.shape import wrong_shape
-from flashinfer_perf.checks.statistics import cosine, describe, relative_l2, unravel
+from flashinfer_perf.checks.statistics import cosine, describe, relative_l2, unravel, worst_row_l2
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.lazy import torch
 
@@ -28,16 +28,20 @@ class Close:
         atol: absolute.
         max_relative_l2: of the whole tensor; infinite where the elements' bounds are enough.
         why: where the numbers come from, for the reader of a mismatch.
+        by_row: the norm is that of the worst row (index of the first dimension), so that one wrong sequence cannot
+            hide behind many right ones.
     """
 
     rtol: float
     atol: float
     max_relative_l2: float
     why: str
+    by_row: bool = False
 
     @property
     def text(self) -> str:
-        norm = f", relative L2 {self.max_relative_l2:.3g}" if math.isfinite(self.max_relative_l2) else ""
+        of_what = " of a row" if self.by_row else ""
+        norm = f", relative L2{of_what} {self.max_relative_l2:.3g}" if math.isfinite(self.max_relative_l2) else ""
         return f"rtol {self.rtol:.3g}, atol {self.atol:.3g}{norm}: {self.why}"
 
     def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
@@ -45,7 +49,7 @@ class Close:
 
     def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
         """Two right outputs may lie on opposite sides of the truth."""
-        twice = Close(2 * self.rtol, 2 * self.atol, 2 * self.max_relative_l2, self.why)
+        twice = Close(2 * self.rtol, 2 * self.atol, 2 * self.max_relative_l2, self.why, self.by_row)
         return compare(name, actual[name], other[name], twice)
 
     def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
@@ -61,7 +65,7 @@ def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close)
     actual, expected = actual.masked_fill(same_infinity, 0), expected.masked_fill(same_infinity, 0)
     error = (actual - expected).abs()
     far = ~(error <= within.atol + within.rtol * expected.abs()) | expected.isinf()
-    norm = relative_l2(actual, expected)
+    norm = worst_row_l2(actual, expected) if within.by_row else relative_l2(actual, expected)
     differing = int(far.sum())
     passed = differing == 0 and norm <= within.max_relative_l2
     finding = Finding(

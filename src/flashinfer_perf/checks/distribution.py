@@ -78,6 +78,7 @@ def chi_square(tokens: torch.Tensor, row: torch.Tensor) -> tuple[float, int]:
     counted = torch.where(row.isnan(), torch.zeros_like(counted), counted)
     draws = float(counted.sum())
     support = certain.nonzero()[:, 0]
+    support = support[certain[support].argsort(descending=True)]  # alike together: else pooling averages weights away
     if not len(support):
         return 1.0, 1
     expected = certain[support] / certain.sum() * draws

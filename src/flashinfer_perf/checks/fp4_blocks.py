@@ -2,7 +2,7 @@
 
 A kernel that rounds on its way moves a block's scale to the neighbouring code now and then, and all of the block's
 elements with it. So scales are compared with the right ones, and elements with what is right under the output's own
-scales. What is right is searched for among the numbers of a format, in fp64; ``formats`` computes it by other means.
+scales.
 
 Truths, in fp32 or fp64: for elements what ``element * scale`` should be, the global scale multiplied in; for scales
 the largest magnitude of each block of that, divided by 6, before it is rounded.
@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flashinfer_perf.checks.block_formats import BlockFormat, dequantise, numbers_of, rank_nearest, ranks_of
 from flashinfer_perf.checks.close import with_worst
 from flashinfer_perf.checks.shape import wrong_shape
 from flashinfer_perf.checks.statistics import cosine, relative_l2
-from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.formats.scale_layout import TILE_COLUMNS, TILE_ROWS, unswizzle_128x4
 from flashinfer_perf.lazy import torch
@@ -27,39 +27,10 @@ if TYPE_CHECKING:
     from flashinfer_perf.run.launch import Launch
     from flashinfer_perf.run.problem import Outputs
 
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E4M3 = tuple(math.ldexp(code % 8 + (8 if code >= 8 else 0), max(code // 8, 1) - 10) for code in range(127))
-E8M0 = tuple(2.0 ** (code - 127) for code in range(255))
-"""Numbers by their codes; what comes behind is negative or NaN, and no scale."""
-
 FALSE_ALARM = 1e-6
 """Probability that a right output has more differing codes than are allowed."""
 ELEMENTS_AT_A_TIME = 1 << 22
 """Judged at a time: a dozen fp64 numbers each, 400 MiB."""
-
-
-@dataclass(frozen=True)
-class BlockFormat:
-    """Elements that share a scale, the scale's numbers by code, and whether a scale is rounded up or to nearest."""
-
-    block: int
-    numbers: tuple[float, ...]
-    upwards: bool
-
-    def encode(self, wanted: torch.Tensor) -> torch.Tensor:
-        """The codes of scales; of what is too large the largest."""
-        if not self.upwards:
-            return nearest(wanted.double(), self.numbers)
-        table = torch.tensor(self.numbers, dtype=torch.float64, device=wanted.device)
-        return torch.bucketize(wanted.double(), table).clamp(max=len(table) - 1)
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """fp64 scales; NaN for a code that is none."""
-        padded = (*self.numbers, *[math.nan] * (256 - len(self.numbers)))
-        return torch.tensor(padded, dtype=torch.float64, device=codes.device)[codes.long()]
-
-
-FORMATS = {DType.NVFP4: BlockFormat(16, E4M3, upwards=False), DType.MXFP4: BlockFormat(32, E8M0, upwards=True)}
 
 
 @dataclass(frozen=True)
@@ -194,39 +165,6 @@ def most(count: int, fraction: float) -> int:
     from scipy.special import bdtrik
 
     return math.ceil(bdtrik(1 - FALSE_ALARM, count, fraction))
-
-
-def nearest(values: torch.Tensor, numbers: tuple[float, ...]) -> torch.Tensor:
-    """Codes of the nearest of ascending numbers; of two as near the even one."""
-    table = torch.tensor(numbers, dtype=torch.float64, device=values.device)
-    middles = (table[1:] + table[:-1]) / 2
-    codes = torch.bucketize(values, middles)
-    tie = values == middles[codes.clamp(max=len(middles) - 1)]
-    return codes + (tie & (codes % 2 == 1)).to(codes.dtype)
-
-
-def rank_nearest(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Ranks -7 … 7 of the E2M1 numbers nearest to values / scale; 0 under a scale of 0."""
-    quotient = torch.where(scale == 0, torch.zeros_like(values), values / scale)
-    return nearest(quotient.abs(), E2M1) * quotient.sign().long()
-
-
-def ranks_of(packed: torch.Tensor) -> torch.Tensor:
-    """(rows, n) bytes to (rows, 2 n) ranks: the E2M1 numbers counted from zero, the low half of a byte first."""
-    codes = torch.stack((packed % 16, packed // 16), dim=-1).flatten(-2).long()
-    return torch.where(codes >= 8, 8 - codes, codes)
-
-
-def numbers_of(ranks: torch.Tensor) -> torch.Tensor:
-    """fp64 E2M1 numbers by their ranks."""
-    table = torch.tensor(E2M1, dtype=torch.float64, device=ranks.device)
-    return table[ranks.abs()] * ranks.sign()
-
-
-def dequantise(format: BlockFormat, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """fp64 values of (rows, n / 2) bytes with (rows, n / block) scales."""
-    elements = numbers_of(ranks_of(packed)).unflatten(-1, (-1, format.block))
-    return (elements * format.decode(scales)[..., None]).flatten(-2)
 
 
 def scale_bytes(name: str, output: torch.Tensor, truth: torch.Tensor, swizzled: bool) -> torch.Tensor | Finding:

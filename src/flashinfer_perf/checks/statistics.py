@@ -14,6 +14,14 @@ def relative_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return difference / size if size else float("inf")
 
 
+def worst_row_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest relative L2 norm of the difference over the first dimension; NaN if any is."""
+    difference = (actual - expected).flatten(1).norm(dim=1)
+    size = expected.flatten(1).norm(dim=1)
+    ratio = torch.where(difference == 0, torch.zeros_like(size), difference / size)
+    return float(ratio.max()) if len(ratio) else 0.0
+
+
 def cosine(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Cosine of the angle between two tensors; 1 for two zero tensors."""
     product = float(actual.norm()) * float(expected.norm())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ OUTPUT_LOST = (errno.EPIPE, errno.ENOSPC)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments; its exit status."""
     tokens = list(sys.argv[1:] if argv is None else argv)
+    _escape_what_cannot_be_shown()
     try:
         return _dispatch(tokens, all_routines())
     except (InvalidInput, UnreadableTestlist) as error:
@@ -38,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in OUTPUT_LOST:
             raise
         return _without_output(error)
+
+
+def _escape_what_cannot_be_shown() -> None:
+    """No case is lost because a terminal's encoding lacks a character of its tag, or our ±."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _without_output(error: OSError) -> int:

@@ -179,15 +179,36 @@ def declared_routines() -> Mapping[str, Routine]:
 @contextlib.contextmanager
 def declared_temporarily() -> Iterator[None]:
     """Routines and backends declared inside are forgotten at the end; for tests."""
-    before = {name: dict(declared.backends) for name, declared in _ROUTINES.items()}
+    forget = _rollback()
     try:
         yield
     finally:
+        forget()
+
+
+@contextlib.contextmanager
+def declared_whole() -> Iterator[None]:
+    """Routines and backends declared inside are forgotten if it fails: half a plug-in is none."""
+    forget = _rollback()
+    try:
+        yield
+    except BaseException:
+        forget()
+        raise
+
+
+def _rollback() -> Callable[[], None]:
+    """Forgets what will have been declared since now."""
+    before = {name: dict(declared.backends) for name, declared in _ROUTINES.items()}
+
+    def forget() -> None:
         for name in list(_ROUTINES):
             if name in before:
                 _ROUTINES[name].backends = before[name]
             else:
                 del _ROUTINES[name]
+
+    return forget
 
 
 def _use(flags: type, use: str | narrowed) -> tuple[str, FlagSpec]:

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 
-from flashinfer_perf.core.routine import Routine, declared_routines
+from flashinfer_perf.core.routine import Routine, declared_routines, declared_whole
 
 ENTRY_POINTS = "flashinfer_perf.routines"
 
 
 def all_routines() -> Mapping[str, Routine]:
-    """Every routine by name: those of this package, then those of installed plug-ins."""
+    """Every routine that has a backend, by name: those of this package and those of installed plug-ins."""
     _import_own()
     _import_plugins()
-    return declared_routines()
+    return {name: declared for name, declared in declared_routines().items() if declared.backends}
 
 
 @functools.cache
@@ -35,6 +35,7 @@ def _import_plugins() -> None:
     """A plug-in that cannot be imported costs a warning, not the run."""
     for plugin in entry_points(group=ENTRY_POINTS):
         try:
-            plugin.load()
+            with declared_whole():
+                plugin.load()
         except (Exception, SystemExit) as error:  # it is somebody else's code
             print(f"[WARNING] plug-in {plugin.name} ({plugin.value}) is left out: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ import gc
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Protocol
 
 from flashinfer_perf.core.case import Case
@@ -52,9 +53,10 @@ class Session:
             for position, item in enumerate(items):
                 owed = list(asked_for(item)) if isinstance(item, Case) else []
                 for event in self._events(item, position + 1, len(items)):
-                    if isinstance(event, Record):
-                        owed = [] if isinstance(item, Case) and not item.backends else _without(owed, event.backend)
-                    self._hand_out(event)
+                    with _held_back():
+                        if isinstance(event, Record):
+                            owed = [] if isinstance(item, Case) and not item.backends else _without(owed, event.backend)
+                        self._hand_out(event)
                 self._settle(item)
         except KeyboardInterrupt as interrupt:
             with _second_one_ends_at_once():
@@ -130,6 +132,28 @@ class Session:
     def _say_what_was_lost(self, failure: SinkFailed) -> None:
         self._lost_results = True
         self._hand_out(Message(Severity.ERROR, str(failure)))
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Ctrl-C waits until an event is in every file that it belongs in; a second one does not wait."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    if not callable(interrupt) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+        signal.signal(signal.SIGINT, interrupt)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    if came:
+        interrupt(*came[0])
 
 
 @contextlib.contextmanager

@@ -43,8 +43,8 @@ class CsvFile:
 
 def _line(cells: Iterable[Any]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # it quotes only what is in its own line end
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _difference(found: str, columns: Sequence[str]) -> str:

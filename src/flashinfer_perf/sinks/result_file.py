@@ -47,7 +47,7 @@ class ResultFile:
             if self._file is None:
                 self._keep_older()
                 text = self._end_of_last_line() + text
-                self._file = self.path.open("a", encoding="utf-8", newline="")
+                self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="")
             self._file.write(text)
             self._file.flush()
         except OSError as error:

@@ -39,7 +39,7 @@ class Table:
             table.add_row(*row)
         stream = self._stream or sys.stdout
         width = None if stream.isatty() else WIDTH
-        RichConsole(file=stream, width=width).print(table, markup=False)
+        RichConsole(file=stream, width=width, markup=False, emoji=False).print(table)
 
 
 def table_row(record: Record) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.gate import spin
 
 READINGS = 41
-SHORT, LONG = 5, 45
-"""Lengths of the two rows whose difference gives the cost of one more kernel; both have reached a steady pace."""
+SHORT, LONG = 1, 21
+"""Lengths of the two rows whose difference gives the cost of one more kernel."""
 BODY_MS = 0.002
-"""Length of a kernel in a graph: separators cost more between kernels that last than between empty ones."""
+"""Length of a kernel in these rows: starting the next one costs more behind a kernel that lasts than behind an empty
+one, and differs less from machine to machine."""
 GATE_MS = 0.5
 """Hides the enqueueing of LONG kernels."""
 
@@ -30,7 +31,7 @@ def empty_kernel() -> None:
 
 @cache
 def event_overhead_ms(device: int) -> float:
-    """Of a pair of events around a call, measured with empty kernels."""
+    """Of a pair of events around a call."""
     short, long = (_reading(lambda count=count: _row(count)) for count in (SHORT, LONG))
     return max(short - SHORT * (long - short) / (LONG - SHORT), 0.0)
 
@@ -50,7 +51,7 @@ def _graph_body_ms(device: int) -> float:
 
 def _row(count: int) -> None:
     for _ in range(count):
-        empty_kernel()
+        spin(BODY_MS)
 
 
 def _graph(count: int, separated: bool) -> Any:

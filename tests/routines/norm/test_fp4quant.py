@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from flashinfer_perf.checks.fp4_blocks import FORMATS
+from flashinfer_perf.checks.block_formats import FORMATS
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.record import Status

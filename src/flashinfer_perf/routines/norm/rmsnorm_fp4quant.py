@@ -79,7 +79,7 @@ def torch_eager(case: NormFlags, problem: Problem) -> Launch:
 
 @rmsnorm_fp4quant.backend("cuda", requires=fp4.never)
 def no_cuda_kernel(case: NormFlags, problem: Problem) -> Launch:
-    """No kernel where FlashInfer has one in the CuTe DSL only."""
+    """FlashInfer's CUDA kernel."""  # a documented value of --backends, for which the reason is due
     raise Unsupported(fp4.NO_CUDA_KERNEL)
 
 

@@ -1,0 +1,73 @@
+"""Block-scaled FP4 formats as tables of numbers: what is right is searched for, in fp64. ``formats`` computes it by
+other means, so that neither is its own judge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flashinfer_perf.core.dtypes import DType
+from flashinfer_perf.lazy import torch
+
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E4M3 = tuple(math.ldexp(code % 8 + (8 if code >= 8 else 0), max(code // 8, 1) - 10) for code in range(127))
+E8M0 = tuple(2.0 ** (code - 127) for code in range(255))
+"""Numbers by their codes; what comes behind is negative or NaN, and no scale."""
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """Elements that share a scale, the scale's numbers by code, and whether a scale is rounded up or to nearest."""
+
+    block: int
+    numbers: tuple[float, ...]
+    upwards: bool
+
+    def encode(self, wanted: torch.Tensor) -> torch.Tensor:
+        """The codes of scales; of what is too large the largest."""
+        if not self.upwards:
+            return nearest(wanted.double(), self.numbers)
+        table = torch.tensor(self.numbers, dtype=torch.float64, device=wanted.device)
+        return torch.bucketize(wanted.double(), table).clamp(max=len(table) - 1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """fp64 scales; NaN for a code that is none."""
+        padded = (*self.numbers, *[math.nan] * (256 - len(self.numbers)))
+        return torch.tensor(padded, dtype=torch.float64, device=codes.device)[codes.long()]
+
+
+FORMATS = {DType.NVFP4: BlockFormat(16, E4M3, upwards=False), DType.MXFP4: BlockFormat(32, E8M0, upwards=True)}
+
+
+def nearest(values: torch.Tensor, numbers: tuple[float, ...]) -> torch.Tensor:
+    """Codes of the nearest of ascending numbers; of two as near the even one."""
+    table = torch.tensor(numbers, dtype=torch.float64, device=values.device)
+    middles = (table[1:] + table[:-1]) / 2
+    codes = torch.bucketize(values, middles)
+    tie = values == middles[codes.clamp(max=len(middles) - 1)]
+    return codes + (tie & (codes % 2 == 1)).to(codes.dtype)
+
+
+def rank_nearest(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Ranks -7 … 7 of the E2M1 numbers nearest to values / scale; 0 under a scale of 0."""
+    quotient = torch.where(scale == 0, torch.zeros_like(values), values / scale)
+    return nearest(quotient.abs(), E2M1) * quotient.sign().long()
+
+
+def ranks_of(packed: torch.Tensor) -> torch.Tensor:
+    """(rows, n) bytes to (rows, 2 n) ranks: the E2M1 numbers counted from zero, the low half of a byte first."""
+    codes = torch.stack((packed % 16, packed // 16), dim=-1).flatten(-2).long()
+    return torch.where(codes >= 8, 8 - codes, codes)
+
+
+def numbers_of(ranks: torch.Tensor) -> torch.Tensor:
+    """fp64 E2M1 numbers by their ranks."""
+    table = torch.tensor(E2M1, dtype=torch.float64, device=ranks.device)
+    return table[ranks.abs()] * ranks.sign()
+
+
+def dequantise(format: BlockFormat, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """fp64 values of (rows, n / 2) bytes with (rows, n / block) scales."""
+    elements = numbers_of(ranks_of(packed)).unflatten(-1, (-1, format.block))
+    return (elements * format.decode(scales)[..., None]).flatten(-2)
