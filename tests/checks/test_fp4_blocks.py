@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flashinfer_perf.checks import fp4_blocks, tolerance
-from flashinfer_perf.checks.block_formats import E2M1, FORMATS
+from flashinfer_perf.checks.block_formats import FORMATS
 from flashinfer_perf.checks.fp4_blocks import most
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.formats import e2m1, mxfp4, nvfp4
@@ -24,7 +24,7 @@ def data(rows=ROWS, columns=COLUMNS, seed=0):
 
 
 def truth_of(values, format):
-    """As references give it: values with the global scale in them, and what scales should be."""
+    """As references give it."""
     wanted = values.double().unflatten(-1, (-1, FORMATS[format].block)).abs().amax(dim=-1) / 6
     return {"y": values, "scale": wanted}
 
@@ -100,8 +100,9 @@ def test_zeros_are_right_for_zeros(format):
 def test_elements_of_a_lost_scale_are_not_looked_at():
     """They are worth nothing whatever they are: FlashInfer's quantisers write ±6, its norms zeros."""
     values = torch.full((2, 16), 2.0**-11)
+    output = {"scale": torch.zeros(2, 1, dtype=torch.uint8)}
     for packed in (0x00, 0x77, 0xFF):
-        output = {"y": torch.full((2, 8), packed, dtype=torch.uint8), "scale": torch.zeros(2, 1, dtype=torch.uint8)}
+        output["y"] = torch.full((2, 8), packed, dtype=torch.uint8)
         assert verdict(output, truth_of(values, NVFP4), NVFP4) == [True, True]
 
 
@@ -155,8 +156,9 @@ def test_zero_elements_under_right_scales_fail(format):
 
 
 @pytest.mark.parametrize(("format", "byte"), [(NVFP4, 0x7F), (NVFP4, 0xFF), (MXFP4, 0xFF)])
-def test_one_scale_that_is_no_number_fails(format, byte):
-    values = data()
+@pytest.mark.parametrize("size", [1.0, 1e6])  # with the latter NaN is the code beside the right one, 448
+def test_one_scale_that_is_no_number_fails(format, byte, size):
+    values = data() * size
     output = encode(values, format)
     output["scale"][3, 5] = byte
     assert verdict(output, truth_of(values, format), format) == [False, False]
@@ -209,14 +211,15 @@ def test_a_lost_sign_fails(format):
 
 
 @pytest.mark.parametrize("format", BOTH)
-def test_many_elements_one_step_off_fail(format):
-    """Rounded down instead of to nearest."""
+@pytest.mark.parametrize("shift", [0.1, 0.03])
+def test_many_elements_one_step_off_fail(format, shift):
+    """Ties a little too high: what that loses by quantisation can hardly be seen, their number can."""
     values = data()
     output = encode(values, format)
     scale = FORMATS[format].decode(output["scale"])[..., None]
     scaled = values.double().unflatten(-1, (-1, FORMATS[format].block)) / scale
-    codes = torch.bucketize(scaled.abs(), torch.tensor(E2M1[1:], dtype=torch.float64), right=True)
-    output["y"] = e2m1.pack((codes + 8 * torch.signbit(scaled)).to(torch.uint8).flatten(-2))
+    codes = e2m1.encode((scaled / (1 + shift)).float())
+    output["y"] = e2m1.pack(codes.flatten(-2))
     assert verdict(output, truth_of(values, format), format) == [True, False]
 
 
@@ -284,10 +287,7 @@ def test_a_mismatch_shows_where_it_is_worst(format):
     assert math.isfinite(elements.actual.worst)
 
 
-# ---- Two backends ----
-
-
-def test_agreement_of_scales():
+def test_agreement_of_two_backends_scales():
     values = data()
     check = tolerance.for_fp4_scales(NVFP4, DType.BFLOAT16, 1)
     one, other = encode(values, NVFP4), encode(values.bfloat16().float(), NVFP4)

@@ -33,8 +33,9 @@ def test_table_comes_at_the_end(bench):
     lines = outcome.out.splitlines()
     assert outcome.code == 0
     assert lines[-3].startswith(PERF)
-    assert lines[-2].split()[:5] == ["routine", "tag", "backend", "status", "check"]
-    assert lines[-1].split()[:5] == ["mxfp4_quantize", "mine", "torch", "ok", "passed"]
+    assert lines[-2].split()[:5] == ["routine", "case", "backend", "status", "check"]
+    assert lines[-1].split()[0] == "mxfp4_quantize"
+    assert "  # mine  torch    ok      passed" in lines[-1]
 
 
 def test_json_is_a_record_a_line_and_nothing_else(bench, testlist):

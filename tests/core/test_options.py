@@ -37,7 +37,7 @@ def test_this_programs_own_flags_exist():
 
 def test_flags_of_the_process_are_those_of_files_and_of_the_program_itself():
     per_process = {name for name, spec in SPECS.items() if spec.per_process}
-    assert per_process == {"output_path", "testlist", "format", "append", "jsonl", "list", "plan", "help"}
+    assert per_process == {"output_path", "testlist", "format", "append", "jsonl", "list", "plan", "version", "help"}
 
 
 def test_every_option_has_a_default_and_a_help_text():

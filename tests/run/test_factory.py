@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import DoesNotFit
+from flashinfer_perf.run import factory as module
 from flashinfer_perf.run.factory import HEADROOM, TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
 from tests.fakes import on_two_ranks
@@ -112,7 +113,7 @@ def test_packed_formats_take_half_a_byte_an_element():
 @pytest.mark.parametrize("draw", ["normal", "uniform"])
 def test_absurd_sizes_are_refused_before_anything_is_allocated(draw: str, shape: tuple[int, ...], monkeypatch):
     for function in ("randn", "rand", "empty"):
-        monkeypatch.setattr(torch, function, lambda *_, **__: pytest.fail("allocated"))
+        monkeypatch.setattr(module.torch, function, lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(DoesNotFit):
         getattr(factory(), draw)("x", shape, DType.BFLOAT16)
 

@@ -123,5 +123,5 @@ def test_in_a_testlist_the_files_are_the_runs(fake: Fake):
 
 def test_every_option_and_flag_is_there_once(fake: Fake):
     ours = shown(fake.case())
-    left_out = {"help", "list", "plan"}
+    left_out = {"help", "version", "list", "plan"}
     assert set(ours) == (set(specs_of(Options)) | set(specs_of(fake.routine.flags))) - left_out

@@ -26,7 +26,7 @@ def test_the_documented_lines_come_first_and_the_table_at_the_end(fake: Fake):
     assert lines[0].startswith("[INFO] args = Namespace(")
     assert "[WARNING] x" in lines
     perf = next(number for number, line in enumerate(lines) if line.startswith("[PERF] torch"))
-    header = "routine tag backend status check median ms ± 95 % TFLOP/s TB/s reason"
+    header = "routine case backend status check median ms ± 95 % TFLOP/s TB/s reason"
     assert " ".join(lines[perf + 1].split()) == header
     assert lines[perf + 2].split()[:4] == ["fake", "torch", "ok", "not_checked"]
 
@@ -34,11 +34,15 @@ def test_the_documented_lines_come_first_and_the_table_at_the_end(fake: Fake):
 def test_a_row_has_time_spread_and_rates():
     measured = record(
         options={"case_tag": "x"},
+        summary="rows=4",
         measurement=measurement(*[0.002] * 5, 0.0022, 0.0018),
         work=Work(flops=4e6, bytes=2e6),
         verdict=Verdict(CheckState.PASSED),
     )
-    assert table_row(measured) == ("fake", "x", "torch", "ok", "passed", "0.00200", "10.0 %", "2.000", "1.000", "")
+    assert table_row(measured) == (
+        *("fake", "rows=4  # x", "torch", "ok", "passed"),
+        *("0.00200", "10.0 %", "2.000", "1.000", ""),
+    )
 
 
 def test_a_row_of_something_that_was_not_measured_has_its_reason():

@@ -14,7 +14,7 @@ from flashinfer_perf.run.launch import Launch, Phase
 from flashinfer_perf.run.ranks import SingleRank
 from flashinfer_perf.timing import choose
 from flashinfer_perf.timing.cache import Warm
-from flashinfer_perf.timing.choose import Wish, choose_stop_rule, open_timer
+from flashinfer_perf.timing.choose import Wish, choose_stop_rule, open_timer, wish_of
 from flashinfer_perf.timing.cuda_graph import NotCapturable
 from flashinfer_perf.timing.target import Target
 
@@ -106,6 +106,34 @@ def test_phases_are_timed_by_events():
     phases = (Phase("a", print), Phase("b", print))
     name, reason = chosen(GPU, Wish(), fn=None, phases=phases)
     assert (name, reason) == ("event", "The phases of a call are timed by CUDA events.")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_clock_that_fails_to_open_is_closed_and_no_other_one_tried(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+):
+    class Failing(FakeTimer):
+        def open(self, target: Any) -> None:
+            raise error
+
+    monkeypatch.setattr(choose, "CudaGraphTimer", lambda work_bytes: Failing("graph"))
+    with pytest.raises(type(error)):
+        chosen(GPU, Wish(cupti=False))
+    assert FakeTimer.opened == ["close graph"]
+
+
+@pytest.mark.parametrize(
+    ("options", "wish"),
+    [
+        (Options(), Wish(cupti=True, graph=True, strict=False)),
+        (Options(use_cuda_events=True), Wish(cupti=False)),
+        (Options(no_cuda_graph=True), Wish(graph=False)),
+        (Options(strict_timer=True), Wish(strict=True)),
+        (Options(use_cupti=True), Wish()),
+    ],
+)
+def test_wishes_follow_the_options(options: Options, wish: Wish):
+    assert wish_of(options) == wish
 
 
 def test_stop_rules_follow_the_options():

@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from flashinfer_perf import __version__
 from flashinfer_perf.core.arguments import values_of
 from flashinfer_perf.core.case import Case, family_grammars, general_flags, line_grammar, make_case, routine_named
 from flashinfer_perf.core.errors import InvalidInput
-from flashinfer_perf.core.exit_status import FAILURE, INTERRUPTED, NOTHING_PARSED
+from flashinfer_perf.core.exit_status import FAILURE, INTERRUPTED, NOTHING_PARSED, SUCCESS
 from flashinfer_perf.core.flags import build, specs_of
 from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
@@ -59,6 +60,11 @@ def _without_output(error: OSError) -> int:
 
 def _dispatch(tokens: list[str], routines: Mapping[str, Routine]) -> int:
     run = run_options(tokens, routines)
+    if (run.help or run.version or run.list or run.plan) and not is_first_process():
+        return SUCCESS
+    if run.version:
+        print(f"flashinfer-perf {__version__}")
+        return SUCCESS
     if run.help or not tokens:
         from flashinfer_perf.cli.help import print_help
 

@@ -30,16 +30,7 @@ def _text_line(item: Case | InvalidLine) -> str:
     tag = f"  # {item.options.case_tag}" if item.options.case_tag else ""
     ignored = f"  ignored: {', '.join(item.ignored)}" if item.ignored else ""
     where = f"{item.origin}: " if item.origin else ""
-    return f"{where}{item.case_id} {item.routine.name} [{backends}] {_flags(item)}{ignored}{tag}"
-
-
-def _flags(case: Case) -> str:
-    """The flags that differ from the routine's defaults."""
-    specs = case.routine.specs
-    changed = {
-        n: v for n, v in case.flag_values().items() if specs[n].required or getattr(case.flags, n) != specs[n].default
-    }
-    return " ".join(f"{name}={value}" for name, value in changed.items())
+    return f"{where}{item.case_id} {item.routine.name} [{backends}] {item.summary}{ignored}{tag}"
 
 
 def _json_line(item: Case | InvalidLine) -> str:

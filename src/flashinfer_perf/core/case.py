@@ -49,6 +49,13 @@ class Case:
         """Names how it is timed, defaults omitted."""
         return _digest({name: value for name, value in _changed(self.options).items() if name in METHOD_OPTIONS})
 
+    @property
+    def summary(self) -> str:
+        """The flags that differ from the routine's defaults: 'batch_size=32 hidden_size=4096'."""
+        specs = self.routine.specs
+        default = {name for name, spec in specs.items() if getattr(self.flags, name) == spec.default}
+        return " ".join(f"{name}={value}" for name, value in self.flag_values().items() if name not in default)
+
     def flag_values(self) -> dict[str, Any]:
         """The flags that the routine reads, with the values that took effect."""
         return {name: shown(getattr(self.flags, name)) for name, spec in self.routine.specs.items() if spec.identity}

@@ -17,7 +17,7 @@ class DoesNotFit(Exception):
     def __init__(self, tensor: str, needed_bytes: int, available_bytes: int) -> None:
         super().__init__(
             f"needs at least {human_bytes(needed_bytes)} ({needed_bytes} bytes, up to and including tensor "
-            f"{tensor!r}), but {human_bytes(available_bytes)} ({available_bytes} bytes) are free"
+            f"{tensor!r}), but {human_bytes(available_bytes)} ({available_bytes} bytes) are free for inputs"
         )
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes

@@ -115,4 +115,5 @@ class Options:
     plan: bool = flag(
         False, per_process=True, since=Since.OURS, help="Parse and validate, print what would run, touch no device."
     )
+    version: bool = flag(False, per_process=True, since=Since.OURS, help="Print the version.")
     help: bool = flag(False, short="h", per_process=True, help="Show help; with --routine, that routine's flags.")

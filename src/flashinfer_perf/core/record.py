@@ -117,6 +117,8 @@ class Record:
     resolved_backend: str = ""
     case: Mapping[str, Any] = field(default_factory=dict)
     """The routine's flags with the values that took effect."""
+    summary: str = ""
+    """Those of them that differ from the defaults, in a line."""
     options: Mapping[str, Any] = field(default_factory=dict)
     ignored_flags: tuple[str, ...] = ()
     origin: str = ""

@@ -123,5 +123,5 @@ def _without_run_flags(tokens: Sequence[str], routines: Mapping[str, Routine]) -
 def _refuse_run_flags(typed: Iterable[Typed]) -> None:
     """A list inside a list, or a request for help, is no test case."""
     for flag in typed:
-        if flag.name in ("help", "list", "plan", "testlist"):
+        if flag.name in ("help", "version", "list", "plan", "testlist"):
             raise InvalidInput(f"{flag.option} belongs on the command line, not in a testlist")

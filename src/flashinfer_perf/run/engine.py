@@ -99,7 +99,7 @@ class _CaseRun:
         if self.something_ran and backend is not default:
             why = _record_in(attempts[0]).reason
             text = f"The default backend {default.name} cannot run here: {why}. Using {backend.name} instead."
-            yield Message(Severity.WARNING, text)
+            yield Message(Severity.WARNING, text, once=True)
         yield from attempts[-1 if self.something_ran else 0]
 
     def _make_problem(self) -> Iterator[Event]:
@@ -259,6 +259,7 @@ def _record(
         routine=case.routine.name,
         backend=backend,
         case=flags,
+        summary=case.summary,
         options=options,
         ignored_flags=case.ignored + _typed_in_vain(case, ignores),
         origin=case.origin,

@@ -26,7 +26,15 @@ def join_process_group(ranks: Ranks) -> None:
     if store is None:
         store = distributed.TCPStore(host, port, ranks.size, is_master=False, timeout=TIMEOUT)
     distributed.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
-    atexit.register(distributed.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """At exit; somebody else may have been quicker."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _hosts_differ(ranks: Ranks) -> bool:

@@ -56,13 +56,13 @@ RESULTS = _words("""
 """)
 """Ours, about each result. Times are in milliseconds, as upstream's ``median_time`` is."""
 
-NOT_IN_CSV = ("routine", "help", "list", "plan", "testlist", "output_path", "append", "jsonl", "format", "verbose")
-"""General options that say nothing about a result, or that have a column already."""
+NOT_IN_CSV = ("routine", "verbose")
+"""General options that say nothing about a result, or have a column already; those of the run are left out, too."""
 
 
 def columns_of(routines: Mapping[str, Routine]) -> tuple[str, ...]:
     """Every column: upstream's, then every general option, flag and fact that it has none for, then the results."""
-    options = [name for name in specs_of(Options) if name not in NOT_IN_CSV]
+    options = [name for name, spec in specs_of(Options).items() if not spec.per_process and name not in NOT_IN_CSV]
     flags = [name for routine in routines.values() for name, spec in specs_of(routine.flags).items() if spec.identity]
     facts = [fact.name for routine in routines.values() for fact in routine.facts]
     general = [fact.name for fact in GENERAL_FACTS]

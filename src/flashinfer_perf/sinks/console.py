@@ -54,6 +54,9 @@ def case_lines(started: CaseStarted, run: Options | None = None) -> list[str]:
     """What stands above a case's results, in the documents' order."""
     case, machine = started.case, started.machine
     lines = []
+    if started.total > 1:
+        tag = f"  # {case.options.case_tag}" if case.options.case_tag else ""
+        lines.append(f"[INFO] Case {started.number} of {started.total}: {case.routine.name} {case.summary}{tag}")
     if case.options.verbose >= 1:
         lines.append(f"[INFO] {namespace_line(case, machine, started.backends, run)}")
     if case.options.use_cupti:

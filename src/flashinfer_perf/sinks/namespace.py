@@ -9,7 +9,7 @@ from flashinfer_perf.core.flags import Since, shown, specs_of
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.options import Options
 
-LEFT_OUT = ("help", "list", "plan")
+LEFT_OUT = ("help", "version", "list", "plan")
 """Options of runs that never come to a case."""
 
 

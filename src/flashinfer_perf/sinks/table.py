@@ -31,7 +31,7 @@ class Table:
         from rich.console import Console as RichConsole
         from rich.table import Table as RichTable
 
-        table = RichTable("routine", "tag", "backend", "status", "check", box=None, pad_edge=False)
+        table = RichTable("routine", "case", "backend", "status", "check", box=None, pad_edge=False)
         for name in ("median ms", "± 95 %", "TFLOP/s", "TB/s"):
             table.add_column(name, justify="right")
         table.add_column("reason", overflow="fold")
@@ -44,7 +44,8 @@ class Table:
 
 def table_row(record: Record) -> tuple[str, ...]:
     """Cells of a record; empty where nothing was measured."""
-    names = (record.routine, str(record.options.get("case_tag") or ""), record.backend)
+    tag = record.options.get("case_tag")
+    names = (record.routine, f"{record.summary}  # {tag}".strip() if tag else record.summary, record.backend)
     ended = (*names, str(record.status), str(record.verdict.state))
     if record.measurement is None:
         return (*ended, "", "", "", "", record.reason)
