@@ -77,7 +77,8 @@ def test_errors_within_the_tolerance_pass_and_one_beyond_fails(values: list[floa
 def test_one_nan_or_infinity_anywhere_fails(position: int, value: float):
     actual = truth()
     actual.view(-1)[position] = value
-    assert not judge(actual, truth(), Close(1e9, 1e9, 1e9, "anything goes")).passed
+    finding = judge(actual, truth(), Close(1e9, 1e9, 1e9, "anything goes"))
+    assert (finding.passed, finding.differing) == (False, 1)
 
 
 def test_nan_never_passes_not_even_where_the_truth_is_nan():

@@ -95,6 +95,18 @@ def test_a_right_kernel_passes_and_is_timed(fake: Fake):
     assert len(record.measurement.samples_ms) == 3
 
 
+def test_a_kernel_that_writes_nothing_is_caught_though_the_right_answer_lies_in_its_buffer(fake: Fake):
+    """An allocator hands out the memory that a backend before has just released."""
+
+    def prepare(flags: FakeFlags, problem: Problem) -> Launch:
+        kwargs = {"x": problem["x"], "residual": problem["residual"], "out": 2 * problem["x"]}
+        return Launch(lambda x, residual, out: residual.add_(x), kwargs=kwargs, mutates=("out", "residual"))
+
+    fake.routine.backend("a")(prepare)
+    record = fake.record("--refcheck")
+    assert (record.status, record.measurement) == (Status.MISMATCH, None)
+
+
 def test_without_refcheck_outputs_are_not_judged(fake: Fake):
     fake.add("a", zeros)
     record = fake.record()
@@ -430,10 +442,11 @@ def test_later_backends_are_compared_with_the_first_that_passed(fake: Fake):
     fake.add("wrong", zeros)
     fake.add("first")
     fake.add("second")
-    events = fake.events("--refcheck --backends wrong first second")
-    wrong, first, second = records_in(events)
+    fake.add("third")
+    events = fake.events("--refcheck --backends wrong first second third")
+    wrong, first, second, third = records_in(events)
     assert (wrong.verdict.agreement_with, first.verdict.agreement_with) == ("", "")
-    assert second.verdict.agreement_with == "first"
+    assert (second.verdict.agreement_with, third.verdict.agreement_with) == ("first", "first")
     assert [(finding.output, finding.passed) for finding in second.verdict.agreement] == [
         ("out", True),
         ("residual", True),

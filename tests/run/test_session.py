@@ -167,6 +167,16 @@ def test_ctrl_c_after_the_last_record_is_ctrl_c_all_the_same(routine: Fake, monk
 
 
 @pytest.mark.usefixtures("_handler")
+def test_a_stand_in_that_was_measured_settles_what_the_default_owed(fake: Fake, monkeypatch: pytest.MonkeyPatch):
+    fake.add("gpu", requires=(capability(minimum="9.0"),))
+    fake.add("good")
+    session = Session([sink := RecordingSink()], SingleRank())
+    monkeypatch.setattr(session, "_settle", lambda item: raising(KeyboardInterrupt())())
+    assert session.run([fake.case()]) == 130
+    assert found(sink) == [("good", "ok")]
+
+
+@pytest.mark.usefixtures("_handler")
 def test_a_real_signal_is_handled_like_the_exception(fake: Fake):
     def kernel(**tensors: torch.Tensor) -> None:
         os.kill(os.getpid(), signal.SIGINT)

@@ -7,6 +7,7 @@ the replay, the separators between captured calls.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -15,13 +16,13 @@ from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.gate import spin
 
 READINGS = 41
-SHORT, LONG = 1, 21
-"""Lengths of the two rows whose difference gives the cost of one more kernel."""
+LENGTHS_MS = (0.0, 0.002, 0.005)
+"""Of the kernels of which one and two in a row are read; what starting the next one costs depends on their length."""
 BODY_MS = 0.002
-"""Length of a kernel in these rows: starting the next one costs more behind a kernel that lasts than behind an empty
-one, and differs less from machine to machine."""
+SHORT, LONG = 1, 21
+"""Graphs of so many kernels of BODY_MS give the cost of one more kernel in a graph."""
 GATE_MS = 0.5
-"""Hides the enqueueing of LONG kernels."""
+"""Hides the enqueueing of all that is read."""
 
 
 def empty_kernel() -> None:
@@ -31,9 +32,12 @@ def empty_kernel() -> None:
 
 @cache
 def event_overhead_ms(device: int) -> float:
-    """Of a pair of events around a call."""
-    short, long = (_reading(lambda count=count: _row(count)) for count in (SHORT, LONG))
-    return max(short - SHORT * (long - short) / (LONG - SHORT), 0.0)
+    """Of a pair of events around a call: what two kernels in a row take less than twice one of them, on average."""
+    estimates = []
+    for length_ms in LENGTHS_MS:
+        one, two = (_reading(lambda count=count, length_ms=length_ms: _row(count, length_ms)) for count in (1, 2))
+        estimates.append(2 * one - two)
+    return max(statistics.mean(estimates), 0.0)
 
 
 @cache
@@ -49,9 +53,9 @@ def _graph_body_ms(device: int) -> float:
     return (long - short) / (LONG - SHORT)
 
 
-def _row(count: int) -> None:
+def _row(count: int, length_ms: float) -> None:
     for _ in range(count):
-        spin(BODY_MS)
+        spin(length_ms)
 
 
 def _graph(count: int, separated: bool) -> Any:
