@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashinfer_perf.run import fingerprint as module
-from flashinfer_perf.run.fingerprint import Fingerprints, fingerprint, total_bytes
+from flashinfer_perf.run.fingerprint import Fingerprints, fingerprint
 
 
 def value(tensor: torch.Tensor) -> int:
@@ -96,9 +96,3 @@ def test_changed_names_the_tensors_that_changed():
     assert fingerprints.changed() == ["ids"]
     tensors["ids"][4] = 0
     assert fingerprints.changed() == []
-
-
-def test_total_bytes_counts_a_shared_storage_once():
-    pool = torch.zeros(4, 6, dtype=torch.bfloat16)
-    assert total_bytes([pool, pool[1:], pool.T, torch.zeros(3, dtype=torch.uint8)]) == 4 * 6 * 2 + 3
-    assert total_bytes([]) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from flashinfer_perf.lazy import torch
 
@@ -50,9 +50,3 @@ def _weights(device: torch.device, count: int) -> torch.Tensor:
     """Odd 64-bit numbers: an odd factor loses no bit of the word that it multiplies."""
     index = torch.arange(count, dtype=torch.int64, device=device)
     return (index * -7046029254386353131) ^ (index << 17) | 1
-
-
-def total_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the distinct storages behind some tensors."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())

@@ -67,7 +67,9 @@ class CudaEventTimer:
     def _once(self) -> tuple[float, ...]:
         while not self._gate.length.accept(self._enqueue()):
             pass
-        return tuple(before.elapsed_time(after) - self._overhead_ms for before, after in pairwise(self._events))
+        return tuple(
+            max(before.elapsed_time(after) - self._overhead_ms, 0.0) for before, after in pairwise(self._events)
+        )
 
     def _enqueue(self) -> bool:
         """Makes one call; whether its gate was closed until all of it was enqueued."""

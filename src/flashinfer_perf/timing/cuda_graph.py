@@ -81,7 +81,7 @@ class CudaGraphTimer:
         while not self._gate.length.accept(self._enqueue()):
             pass
         took = self._events[0].elapsed_time(self._events[1]) - self._overhead_ms
-        return (took / self.calls_per_sample,)
+        return (max(took, 0.0) / self.calls_per_sample,)
 
     def _enqueue(self) -> bool:
         self._make_ready()

@@ -17,10 +17,9 @@ from flashinfer_perf.timing.gate import spin
 
 READINGS = 41
 LENGTHS_MS = (0.0, 0.002, 0.005)
-"""Of the kernels of which one and two in a row are read; what starting the next one costs depends on their length."""
-BODY_MS = 0.002
-SHORT, LONG = 1, 21
-"""Graphs of so many kernels of BODY_MS give the cost of one more kernel in a graph."""
+"""Of the kernels that are read, alone and in rows; what starting the next one costs depends on how long they last."""
+SHORT, LONG = 1, 11
+"""Graphs of so many kernels give the cost of one more kernel in a graph."""
 GATE_MS = 0.5
 """Hides the enqueueing of all that is read."""
 
@@ -42,14 +41,18 @@ def event_overhead_ms(device: int) -> float:
 
 @cache
 def graph_overhead_ms(device: int, calls: int) -> float:
-    """Of replaying a graph of so many separated calls, all of it."""
-    return max(_reading(_graph(calls, separated=True).replay) - calls * _graph_body_ms(device), 0.0)
+    """Of replaying a graph of so many separated calls, all of it: what it takes beyond so many kernels in a graph."""
+    estimates = []
+    for length_ms in LENGTHS_MS:
+        replayed = _reading(_graph(calls, length_ms, separated=True).replay)
+        estimates.append(replayed - calls * _graph_kernel_ms(device, length_ms))
+    return max(statistics.mean(estimates), 0.0)
 
 
 @cache
-def _graph_body_ms(device: int) -> float:
+def _graph_kernel_ms(device: int, length_ms: float) -> float:
     """What one more kernel costs in a graph without separators."""
-    short, long = (_reading(_graph(count, separated=False).replay) for count in (SHORT, LONG))
+    short, long = (_reading(_graph(count, length_ms, separated=False).replay) for count in (SHORT, LONG))
     return (long - short) / (LONG - SHORT)
 
 
@@ -58,13 +61,13 @@ def _row(count: int, length_ms: float) -> None:
         spin(length_ms)
 
 
-def _graph(count: int, separated: bool) -> Any:
+def _graph(count: int, length_ms: float, separated: bool) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for position in range(count):
             if position and separated:
                 empty_kernel()
-            spin(BODY_MS)
+            spin(length_ms)
     return graph
 
 
