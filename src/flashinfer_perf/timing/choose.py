@@ -53,7 +53,7 @@ def open_timer(machine: Machine, wish: Wish, target: Target, work_bytes: float) 
                 timer.close()
                 raise
         if wish.strict:
-            raise Unsupported(f"--strict_timer: {obstacle}")
+            raise Unsupported(f"--strict_timer: {obstacle.removesuffix(FALLING_BACK).strip().rstrip('.')}")
         reasons.append(obstacle)
     raise AssertionError("CUDA events can time everything")
 
