@@ -40,7 +40,7 @@ LIMITS = {
     f"{CASES} tiny CPU cases, each, all in": (10.0, "ms"),
     f"memory, from case {WARM} to {CASES}": (10.0, "MiB"),
 }
-"""Of issue 2, for two cores."""
+"""What the project promises, on two cores."""
 CPU = Machine("cpu", "cpu")
 
 
