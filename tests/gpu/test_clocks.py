@@ -138,6 +138,32 @@ def test_inputs_that_a_call_changes_are_restored_before_each(name: str, cache: s
         timer.close()
 
 
+@every_clock
+@pytest.mark.parametrize("own", [False, True], ids=["argument", "returned"])
+def test_what_the_warm_up_wrote_does_not_pass_for_the_output_of_a_timed_call(name: str, own: bool):
+    """A call that writes its output until the clock is open, and never while it is timed."""
+    x, out = torch.ones(1000, device="cuda"), torch.empty(1000, device="cuda")
+    made = torch.empty(1000, device="cuda")
+    opening = [True]
+
+    def stops_writing(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        result = made if own else out
+        if opening[0] and not torch.cuda.is_current_stream_capturing():
+            result.copy_(x)
+        x.add_(0)  # a kernel to be timed
+        return result
+
+    outputs = {"returns": ("made",)} if own else {"mutates": ("out",)}
+    timer = CLOCKS[name]()
+    timer.open(target(Launch(stops_writing, kwargs={"x": x, "out": out}, **outputs)))
+    try:
+        opening[0] = False
+        timer.sample(3)
+        assert all(bool(tensor.isnan().all()) for tensor in timer.last_outputs().values())
+    finally:
+        timer.close()
+
+
 def test_the_graph_rotates_copies_that_share_what_the_originals_share():
     pool = torch.zeros(2, 1 << 18, device="cuda")
     launch = Launch(lambda k, v: k + v, kwargs={"k": pool[0], "v": pool[1]}, returns=("out",))

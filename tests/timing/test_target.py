@@ -8,7 +8,7 @@ import torch
 from flashinfer_perf.run.launch import Copies, Launch
 from flashinfer_perf.run.ranks import SingleRank
 from flashinfer_perf.timing.cache import Warm
-from flashinfer_perf.timing.target import Target
+from flashinfer_perf.timing.target import Target, poison_outputs
 
 
 def kernel(x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -59,6 +59,14 @@ def test_outputs_that_are_no_inputs_are_poisoned_and_nothing_else_is():
     assert bool(private.kwargs["out"].isnan().all())
     assert private.kwargs["residual"].tolist() == [3.0] * 3
     assert private.kwargs["x"].tolist() == [1.0] * 3
+
+
+def test_what_a_call_returned_on_memory_of_its_own_is_poisoned_and_a_view_of_an_argument_is_not():
+    private, made = launch(), torch.zeros(3)
+    x = private.kwargs["x"]
+    poison_outputs(private, [], (made, x[1:]))
+    assert made.isnan().all()
+    assert x.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_outputs_have_their_names():

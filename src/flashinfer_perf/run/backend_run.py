@@ -133,7 +133,6 @@ class BackendRun:
         options = self.case.options
         wish = wish_of(options)
         bias = clock_bias(self.machine, wish.cupti)  # before the clock is used: CUPTI slows the others down
-        target.poison_outputs()  # else the first call's output would stand in for one that is never written again
         opened = open_timer(self.machine, wish, target, self.problem.work.bytes)
         try:
             measurement = measure(target, opened, choose_stop_rule(options), options.dry_run_iters)

@@ -28,6 +28,7 @@ class CpuTimer:
     def open(self, target: Target) -> None:
         self._target = target
         self._steps = target.launch.steps()
+        target.poison_outputs()
 
     def sample(self, count: int) -> list[tuple[float, ...]]:
         return [self._once() for _ in range(count)]

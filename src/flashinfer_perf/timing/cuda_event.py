@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.gate import Gate, enqueue_ms
 from flashinfer_perf.timing.overhead import event_overhead_ms
-from flashinfer_perf.timing.target import Target
+from flashinfer_perf.timing.target import Target, poison_outputs
 
 if TYPE_CHECKING:
     from flashinfer_perf.run.problem import Outputs
@@ -33,11 +33,12 @@ class CudaEventTimer:
         self._target = target
         self._steps = target.launch.steps()
         target.make_ready()
-        target.launch()
+        returned = target.launch()
         target.make_ready()
         self._gate = Gate(enqueue_ms(target.launch), target.launch.host_sync)
         self._overhead_ms = event_overhead_ms(torch.cuda.current_device())
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._steps) + 1)]
+        poison_outputs(target.launch, target.restores, returned)
 
     def sample(self, count: int) -> list[tuple[float, ...]]:
         return [self._once() for _ in range(count)]

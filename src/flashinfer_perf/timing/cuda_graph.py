@@ -13,7 +13,7 @@ from flashinfer_perf.timing.cuda_event import EVENT_TICK_MS
 from flashinfer_perf.timing.gate import Gate, enqueue_ms
 from flashinfer_perf.timing.overhead import empty_kernel, graph_overhead_ms
 from flashinfer_perf.timing.rotation import Rotation, buffer_bytes, plan_rotation
-from flashinfer_perf.timing.target import Target
+from flashinfer_perf.timing.target import Target, poison_outputs
 
 if TYPE_CHECKING:
     from flashinfer_perf.run.problem import Outputs
@@ -46,6 +46,8 @@ class CudaGraphTimer:
         self._make_ready()
         self._graph.replay()
         self._gate = Gate(enqueue_ms(self._graph.replay))
+        for launch in self._sets:
+            poison_outputs(launch, self._restores, self._graph.returned)
 
     def sample(self, count: int) -> list[tuple[float, ...]]:
         return [self._once() for _ in range(count)]

@@ -11,7 +11,7 @@ from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.activity import Activity, ActivityLog
 from flashinfer_perf.timing.cuda_graph import capture, refuse_what_cannot_be_captured
 from flashinfer_perf.timing.gate import Gate, enqueue_ms, spin
-from flashinfer_perf.timing.target import Target
+from flashinfer_perf.timing.target import Target, poison_outputs
 
 if TYPE_CHECKING:
     from flashinfer_perf.run.problem import Outputs
@@ -85,6 +85,7 @@ class CuptiTimer:
         self._gate = Gate(enqueue_ms(self._run), target.launch.host_sync)
         self._opened = torch.cuda.Event()
         self._log.open()
+        poison_outputs(target.launch, target.restores, self._returned)
 
     def sample(self, count: int) -> list[tuple[float, ...]]:
         self._log.take()

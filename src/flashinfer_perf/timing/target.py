@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.run.launch import Launch, poison, storages_in
+from flashinfer_perf.run.launch import Launch, poison, storages_in, tensors_in
 from flashinfer_perf.run.ranks import Ranks
 from flashinfer_perf.timing.cache import CachePolicy
 
@@ -39,11 +39,20 @@ class Target:
 
     def poison_outputs(self) -> None:
         """Overwrites the outputs that are no inputs, so that a call that writes nothing is found out."""
-        restored = storages_in([copy for copy, _ in self.restores])
-        for tensor in self.launch.written():
-            if not storages_in(tensor) & restored:
-                poison(tensor)
+        poison_outputs(self.launch, self.restores)
 
     def outputs_of(self, returned: Any) -> dict[str, torch.Tensor]:
         """Outputs of a call, by name."""
         return dict(self.launch.outputs(returned))
+
+
+def poison_outputs(launch: Launch, restores: Sequence[tuple[torch.Tensor, torch.Tensor]], returned: Any = None) -> None:
+    """Overwrites what a launch writes, but for restored inputs, and what an earlier call ``returned`` outside of it.
+
+    The last thing that a clock does on opening: what its warm-up left must not pass for the output of a timed call.
+    """
+    restored, arguments = storages_in([copy for copy, _ in restores]), storages_in(launch.arguments())
+    written = [tensor for tensor in launch.written() if not storages_in(tensor) & restored]
+    fresh = [tensor for tensor in tensors_in(returned) if not storages_in(tensor) & arguments]
+    for tensor in written + fresh:
+        poison(tensor)
