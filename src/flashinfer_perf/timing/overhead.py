@@ -1,8 +1,8 @@
-"""What a clock itself adds to a reading, measured on the device with kernels of known length.
+"""What a clock itself adds to a reading, measured on the device: what it reads of calls that do nothing.
 
-The rule: a reading is what one more such call would cost in a stream (events) or in a graph (graphs). Whatever a row of
-n kernels takes beyond n times the cost of one more of them is the clock's own, and is subtracted: the pair of events,
-the replay, the separators between captured calls.
+The rule: a reading is how much longer a call takes than an empty kernel would. The pair of events, starting and ending
+a kernel, the replay and the separators between captured calls are in both, and so in neither reading that is reported.
+What the device pauses between the kernels of one call is that call's own, and stays.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from typing import Any
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.gate import spin
 
-READINGS = 41
-LENGTHS_MS = (0.0, 0.002, 0.005)
-"""Of the kernels that are read, alone and in rows; what starting the next one costs depends on how long they last."""
-SHORT, LONG = 1, 11
-"""Graphs of so many kernels give the cost of one more kernel in a graph."""
-GATE_MS = 0.5
+READINGS = 101
+INSTANCES = 3
+"""Graphs of the same calls: one may be a tenth of a microsecond slower than the next."""
+GATE_MS = 0.2
 """Hides the enqueueing of all that is read."""
 
 
@@ -31,48 +29,26 @@ def empty_kernel() -> None:
 
 @cache
 def event_overhead_ms(device: int) -> float:
-    """Of a pair of events around a call: what two kernels in a row take less than twice one of them, on average."""
-    estimates = []
-    for length_ms in LENGTHS_MS:
-        one, two = (_reading(lambda count=count, length_ms=length_ms: _row(count, length_ms)) for count in (1, 2))
-        estimates.append(2 * one - two)
-    return max(statistics.mean(estimates), 0.0)
+    """Of a pair of events around a call."""
+    return _reading(empty_kernel)
 
 
 @cache
 def graph_overhead_ms(device: int, calls: int) -> float:
-    """Of replaying a graph of so many separated calls, all of it: what it takes beyond so many kernels in a graph."""
-    estimates = []
-    for length_ms in LENGTHS_MS:
-        replayed = _reading(_graph(calls, length_ms, separated=True).replay)
-        estimates.append(replayed - calls * _graph_kernel_ms(device, length_ms))
-    return max(statistics.mean(estimates), 0.0)
+    """Of replaying a graph of so many separated calls, all of it."""
+    return statistics.mean(_reading(_empty_graph(calls).replay) for _ in range(INSTANCES))
 
 
-@cache
-def _graph_kernel_ms(device: int, length_ms: float) -> float:
-    """What one more kernel costs in a graph without separators."""
-    short, long = (_reading(_graph(count, length_ms, separated=False).replay) for count in (SHORT, LONG))
-    return (long - short) / (LONG - SHORT)
-
-
-def _row(count: int, length_ms: float) -> None:
-    for _ in range(count):
-        spin(length_ms)
-
-
-def _graph(count: int, length_ms: float, separated: bool) -> Any:
+def _empty_graph(calls: int) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for position in range(count):
-            if position and separated:
-                empty_kernel()
-            spin(length_ms)
+        for _ in range(2 * calls - 1):  # the calls and what separates them
+            empty_kernel()
     return graph
 
 
 def _reading(enqueue: Callable[[], Any]) -> float:
-    """The shortest of many gated event readings, in milliseconds: noise only ever adds."""
+    """The median of many gated event readings, in milliseconds."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     readings = []
     for _ in range(READINGS):
@@ -82,4 +58,4 @@ def _reading(enqueue: Callable[[], Any]) -> float:
         end.record()
         torch.cuda.synchronize()
         readings.append(start.elapsed_time(end))
-    return min(readings)
+    return statistics.median(readings)
