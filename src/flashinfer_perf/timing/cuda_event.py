@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.timing.gate import Gate, enqueue_ms
 from flashinfer_perf.timing.overhead import event_overhead_ms
 from flashinfer_perf.timing.target import Target, poison_outputs
-
-if TYPE_CHECKING:
-    from flashinfer_perf.run.problem import Outputs
+from flashinfer_perf.timing.unrotated import UnrotatedTimer
 
 EVENT_TICK_MS = 0.0005
 """Resolution of cudaEventElapsedTime, by its documentation."""
 
 
-class CudaEventTimer:
+class CudaEventTimer(UnrotatedTimer):
     """Enqueues gate, event, call, event; then waits."""
 
     name = "cuda_event"
     tick_ms = EVENT_TICK_MS
     calls_per_sample = 1
 
-    def __init__(self) -> None:
-        self._target: Target | None = None
-        self._returned: Any = None
-
     def open(self, target: Target) -> None:
-        self._target = target
+        super().open(target)
         self._steps = target.launch.steps()
         target.make_ready()
         returned = target.launch()
@@ -43,15 +37,6 @@ class CudaEventTimer:
     def sample(self, count: int) -> list[tuple[float, ...]]:
         return [self._once() for _ in range(count)]
 
-    def last_outputs(self) -> Outputs:
-        assert self._target is not None, "open() first"
-        return self._target.launch.outputs(self._returned)
-
-    @property
-    def cache_description(self) -> str:
-        assert self._target is not None, "open() first"
-        return self._target.cache.description
-
     @property
     def facts(self) -> Mapping[str, Any]:
         return {
@@ -62,7 +47,7 @@ class CudaEventTimer:
         }
 
     def close(self) -> None:
-        self._target = self._returned = None
+        super().close()
         self._steps = []
 
     def _once(self) -> tuple[float, ...]:
@@ -74,9 +59,8 @@ class CudaEventTimer:
 
     def _enqueue(self) -> bool:
         """Makes one call; whether its gate was closed until all of it was enqueued."""
-        assert self._target is not None, "open() first"
         self._returned = result = None
-        self._target.make_ready()
+        self.target.make_ready()
         self._gate.close(opened=self._events[0])
         for step, event in zip(self._steps, self._events[1:], strict=True):
             result = step(result)

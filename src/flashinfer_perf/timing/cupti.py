@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flashinfer_perf.core.statistics import percentile
 from flashinfer_perf.lazy import torch
@@ -12,9 +12,7 @@ from flashinfer_perf.timing.activity import Activity, ActivityLog
 from flashinfer_perf.timing.cuda_graph import capture, refuse_what_cannot_be_captured
 from flashinfer_perf.timing.gate import Gate, enqueue_ms, spin
 from flashinfer_perf.timing.target import Target, poison_outputs
-
-if TYPE_CHECKING:
-    from flashinfer_perf.run.problem import Outputs
+from flashinfer_perf.timing.unrotated import UnrotatedTimer
 
 MARK = "spin_kernel"
 """In the name of the kernel behind ``gate.spin``: one before a timed call and one after it mark it on the device."""
@@ -64,7 +62,7 @@ def split_calls(activities: Sequence[Activity], count: int) -> list[Call]:
     return calls
 
 
-class CuptiTimer:
+class CuptiTimer(UnrotatedTimer):
     """Times each call by its activities: their span. Inside a graph, the graph holds one call."""
 
     name = "cupti"
@@ -72,12 +70,13 @@ class CuptiTimer:
     calls_per_sample = 1
 
     def __init__(self, in_graph: bool) -> None:
+        super().__init__()
         self._in_graph = in_graph
         self._log = ActivityLog()
         self._calls: list[Call] = []
 
     def open(self, target: Target) -> None:
-        self._target = target
+        super().open(target)
         self._run, self._returned = self._runner(target)
         target.make_ready()
         self._run()
@@ -97,13 +96,6 @@ class CuptiTimer:
         self._calls += calls
         return [(call.span_ms,) for call in calls]
 
-    def last_outputs(self) -> Outputs:
-        return self._target.launch.outputs(self._returned)
-
-    @property
-    def cache_description(self) -> str:
-        return self._target.cache.description
-
     @property
     def facts(self) -> Mapping[str, Any]:
         names = dict.fromkeys(activity.name for call in self._calls for activity in call.activities)
@@ -120,6 +112,7 @@ class CuptiTimer:
     def close(self) -> None:
         self._log.close()
         self.__dict__.pop("_run", None)
+        super().close()
 
     def _runner(self, target: Target) -> tuple[Any, Any]:
         if not self._in_graph:
@@ -129,11 +122,11 @@ class CuptiTimer:
         return captured.replay, captured.returned
 
     def _call(self) -> None:
-        self._returned = self._target.launch()
+        self._returned = self.target.launch()
 
     def _enqueue(self) -> bool:
         """Everything before the first mark is over when the call is enqueued, so only the call lies between marks."""
-        self._target.make_ready()
+        self.target.make_ready()
         torch.cuda.synchronize()
         if self._gate.length.ungated:
             spin(MARK_MS)
