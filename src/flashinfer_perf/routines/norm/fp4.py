@@ -95,7 +95,6 @@ def scale_output(case: NormFlags, x: torch.Tensor, swizzled: bool) -> torch.Tens
 def flashinfer_options(case: NormFlags) -> dict[str, Any]:
     """The keywords of FlashInfer's functions that say how to quantise."""
     return {
-        "eps": case.eps,
         "block_size": BLOCK[case.out_dtype],
         "scale_format": SCALE_FORMAT[case.out_dtype],
         "is_sf_swizzled_layout": case.is_sf_swizzled_layout,

@@ -10,7 +10,7 @@ from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.routine import narrowed, routine
 from flashinfer_perf.formats.fp8 import encode
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.norm import backends, eager, inputs, reference, work
+from flashinfer_perf.routines.norm import arguments, backends, eager, inputs, reference, work
 from flashinfer_perf.routines.norm.flags import NormFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -59,40 +59,24 @@ def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
 
 
 def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> Launch:
-    x = problem["x"]
+    device = problem["x"].device
     return Launch(
         flashinfer.norm.fused_add_rmsnorm_quant,
         kwargs={
-            "out": torch.empty_like(x, dtype=case.out_dtype.torch),
-            "input": x,
-            "residual": problem["residual"],
-            "weight": problem["weight"],
-            "scale": torch.full((1,), case.scale, device=x.device),
-            "eps": case.eps,
+            **arguments.with_out(case, problem, case.out_dtype),
+            "scale": torch.full((1,), case.scale, device=device),
             "enable_pdl": case.enable_pdl,
         },
         mutates=("out", "residual"),
-        resolved_backend=backends.resolved(implementation, x.device),
+        resolved_backend=backends.resolved(implementation, device),
     )
 
 
 @fused_add_rmsnorm_quant.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: NormFlags, problem: Problem) -> Launch:
     """PyTorch operations, one after the other."""
-    x = problem["x"]
-    return Launch(
-        add_rmsnorm_quant,
-        kwargs={
-            "out": torch.empty_like(x, dtype=case.out_dtype.torch),
-            "input": x,
-            "residual": problem["residual"],
-            "weight": problem["weight"],
-            "scale": case.scale,
-            "eps": case.eps,
-            "dtype": case.out_dtype,
-        },
-        mutates=("out", "residual"),
-    )
+    kwargs = {**arguments.with_out(case, problem, case.out_dtype), "scale": case.scale, "dtype": case.out_dtype}
+    return Launch(add_rmsnorm_quant, kwargs=kwargs, mutates=("out", "residual"))
 
 
 def add_rmsnorm_quant(

@@ -7,7 +7,7 @@ from functools import partial
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.lazy import flashinfer
-from flashinfer_perf.routines.norm import backends, eager, inputs, reference, work
+from flashinfer_perf.routines.norm import arguments, backends, eager, inputs, reference, work
 from flashinfer_perf.routines.norm.flags import NormFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -49,7 +49,7 @@ def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
 def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> Launch:
     return Launch(
         flashinfer.norm.gemma_fused_add_rmsnorm,
-        kwargs={**in_place(case, problem), "enable_pdl": case.enable_pdl},
+        kwargs={**arguments.common(case, problem), "enable_pdl": case.enable_pdl},
         mutates=("input", "residual"),
         resolved_backend=backends.resolved(implementation, problem["x"].device),
     )
@@ -58,10 +58,5 @@ def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> L
 @gemma_fused_add_rmsnorm.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: NormFlags, problem: Problem) -> Launch:
     """PyTorch operations, one after the other."""
-    kwargs = {**in_place(case, problem), "bias": reference.GEMMA_BIAS}
+    kwargs = {**arguments.common(case, problem), "bias": reference.GEMMA_BIAS}
     return Launch(eager.fused_add_rmsnorm, kwargs=kwargs, mutates=("input", "residual"))
-
-
-def in_place(case: NormFlags, problem: Problem) -> dict[str, object]:
-    """What every backend gets; the call writes input and residual."""
-    return {"input": problem["x"], "residual": problem["residual"], "weight": problem["weight"], "eps": case.eps}

@@ -6,8 +6,8 @@ from functools import partial
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.routine import routine
-from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.norm import backends, eager, inputs, reference, work
+from flashinfer_perf.lazy import flashinfer
+from flashinfer_perf.routines.norm import arguments, backends, eager, inputs, reference, work
 from flashinfer_perf.routines.norm.flags import NormFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -45,24 +45,15 @@ def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
 
 
 def call_flashinfer(case: NormFlags, problem: Problem, implementation: str) -> Launch:
-    x = problem["x"]
     return Launch(
         flashinfer.norm.rmsnorm,
-        kwargs={
-            "input": x,
-            "weight": problem["weight"],
-            "eps": case.eps,
-            "out": torch.empty_like(x),
-            "enable_pdl": case.enable_pdl,
-        },
+        kwargs={**arguments.with_out(case, problem, case.input_dtype), "enable_pdl": case.enable_pdl},
         mutates=("out",),
-        resolved_backend=backends.resolved(implementation, x.device),
+        resolved_backend=backends.resolved(implementation, problem["x"].device),
     )
 
 
 @rmsnorm.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: NormFlags, problem: Problem) -> Launch:
     """PyTorch operations, one after the other."""
-    x = problem["x"]
-    kwargs = {"out": torch.empty_like(x), "input": x, "weight": problem["weight"], "eps": case.eps}
-    return Launch(eager.rmsnorm, kwargs=kwargs, mutates=("out",))
+    return Launch(eager.rmsnorm, kwargs=arguments.with_out(case, problem, case.input_dtype), mutates=("out",))

@@ -8,7 +8,7 @@ from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.norm import backends, eager, fp4, inputs, reference, work
+from flashinfer_perf.routines.norm import arguments, backends, eager, fp4, inputs, reference, work
 from flashinfer_perf.routines.norm.flags import NormFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -56,13 +56,7 @@ def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
     written = fp4.outputs(case, problem["x"])
     return Launch(
         flashinfer.norm.rmsnorm_fp4quant,
-        kwargs={
-            "input": problem["x"],
-            "weight": problem["weight"],
-            "global_scale": problem["global_scale"],
-            **written,
-            **fp4.flashinfer_options(case),
-        },
+        kwargs={**arguments.common(case, problem), **written, **fp4.flashinfer_options(case)},
         mutates=tuple(written),
         resolved_backend=backends.CUTE_DSL,
     )
@@ -72,8 +66,7 @@ def flashinfer_cute_dsl(case: NormFlags, problem: Problem) -> Launch:
 def torch_eager(case: NormFlags, problem: Problem) -> Launch:
     """PyTorch operations, one after the other."""
     written = fp4.outputs(case, problem["x"])
-    kwargs = {"input": problem["x"], "weight": problem["weight"], "global_scale": problem["global_scale"], **written}
-    kwargs |= {"eps": case.eps, "format": case.out_dtype}
+    kwargs = {**arguments.common(case, problem), **written, "format": case.out_dtype}
     return Launch(normalise_and_quantise, kwargs=kwargs, mutates=tuple(written))
 
 
