@@ -155,5 +155,70 @@ def test_backends_may_lie_on_opposite_sides_of_the_truth():
     assert not disagreement.passed
 
 
+# ---- rows ----
+
+
+def by_row(bound: float) -> Close:
+    return Close(rtol=1, atol=1, max_relative_l2=bound, why="a row", by_row=True)
+
+
+def test_one_wrong_row_cannot_hide_behind_many_right_ones():
+    """It lies along the last dimension: a head of a token, not a token."""
+    expected = truth(50, 8, 16)
+    actual = expected.clone()
+    actual[7, 3] *= 1.1
+    assert judge(actual, expected, Close(1, 1, 0.05, "all together")).passed
+    assert judge(actual, expected, by_row(0.101)).passed
+    finding = judge(actual, expected, by_row(0.099))
+    assert (finding.passed, finding.differing) == (False, 0)
+    assert finding.relative_l2 == pytest.approx(0.1)
+    assert finding.worst_index[:2] == (7, 3)
+
+
+def test_a_row_of_a_vector_is_all_of_it():
+    assert judge(truth(16) * 1.1, truth(16), by_row(0.101)).passed
+    assert not judge(truth(16) * 1.1, truth(16), by_row(0.099)).passed
+
+
+def test_elements_may_err_by_a_share_of_their_own_rows_size():
+    """Its root mean square, added to the other bounds."""
+    expected = torch.tensor([[[3.0, -4.0, 0.0, 0.0], [30.0, 40.0, 0.0, 0.0]]])  # rms 2.5 and 25
+    within = Close(rtol=0.01, atol=0.001, max_relative_l2=INF, why="a row", of_row=0.1)
+    bounds = torch.tensor([[[0.281, 0.291, 0.251, 0.251], [2.801, 2.901, 2.501, 2.501]]])
+    torch.testing.assert_close(within.allowed(expected), bounds)
+    for sign in (-1, 1):
+        assert judge(expected + sign * 0.999 * bounds, expected, within).differing == 0
+        assert judge(expected + sign * 1.001 * bounds, expected, within).differing == 8
+
+
+def test_without_a_share_of_the_row_rows_do_not_matter():
+    expected = torch.tensor([[100.0, 0.0]])
+    torch.testing.assert_close(WITHIN.allowed(expected), torch.tensor([[0.100001, 1e-6]]))
+
+
+def test_the_share_of_the_row_is_said():
+    within = Close(rtol=0.5, atol=0.25, max_relative_l2=0.125, why="a test", by_row=True, of_row=0.0625)
+    assert within.text == "rtol 0.5, atol 0.25 + 0.0625 of the row's rms, relative L2 of a row 0.125: a test"
+    assert judge(truth(), truth(), within).detail == within.text
+    assert (
+        Close(0.5, 0.25, INF, "a test", of_row=0.0625).text == "rtol 0.5, atol 0.25 + 0.0625 of the row's rms: a test"
+    )
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_twice_doubles_every_number_and_nothing_else(rows: bool):
+    assert Close(1, 2, 3, "a test", rows, 4).twice() == Close(2, 4, 6, "a test", rows, 8)
+    assert Close(1, 2, INF, "a test").twice() == Close(2, 4, INF, "a test")
+
+
+def test_agreement_is_twice_of_rows_too():
+    within = Close(rtol=0, atol=0, max_relative_l2=0.1, why="a row", by_row=True, of_row=0.5)
+    high, low = truth() * 1.09, truth() * 0.91
+    for one, other, agree in ((high, low, True), (high, truth() * 0.8, False)):
+        finding = within.agree("out", {"out": one}, {"out": other})
+        assert finding is not None
+        assert finding.passed is agree
+
+
 def test_there_is_nothing_to_probe():
     assert WITHIN.probe("out", Launch(lambda: None), {}) is None

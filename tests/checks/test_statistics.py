@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flashinfer_perf.checks.statistics import cosine, describe, relative_l2, unravel
+from flashinfer_perf.checks.statistics import cosine, describe, relative_l2, unravel, worst_row_l2
 
 numbers = st.floats(-1e3, 1e3, allow_nan=False).map(lambda value: round(value, 3))
 vectors = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=30)
@@ -52,6 +52,46 @@ def test_nan_gives_nan_which_is_below_no_bound():
     nan, one = torch.tensor([1.0, math.nan]), torch.ones(2)
     assert not relative_l2(nan, one) <= math.inf
     assert math.isnan(cosine(nan, one))
+
+
+# ---- rows ----
+
+
+@given(rows=st.lists(st.tuples(vectors.map(lambda pairs: pairs[:1]), numbers), min_size=1, max_size=6))
+def test_the_worst_row_is_numpys(rows: list[tuple[list[tuple[float, float]], float]]):
+    actual = torch.tensor([[pairs[0][0], third] for pairs, third in rows], dtype=torch.float64)
+    expected = torch.tensor([[pairs[0][1], 1.0] for pairs, _ in rows], dtype=torch.float64)
+    ratios = np.linalg.norm((actual - expected).numpy(), axis=1) / np.linalg.norm(expected.numpy(), axis=1)
+    assert worst_row_l2(actual, expected) == pytest.approx(ratios.max())
+
+
+def test_a_row_is_what_lies_along_the_last_dimension():
+    expected = torch.ones(2, 3, 4)
+    actual = expected.clone()
+    actual[1, 2, 3] = 2
+    assert worst_row_l2(actual, expected) == 0.5  # of four ones; not of twelve, nor of two
+    assert worst_row_l2(actual[1, 2], expected[1, 2]) == 0.5
+
+
+def test_rows_of_zeros_are_equal_to_themselves_and_to_nothing_else():
+    zero, one = torch.zeros(2, 3), torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert worst_row_l2(zero, zero) == 0
+    assert worst_row_l2(one, one) == 0
+    assert worst_row_l2(one, zero) == math.inf
+    assert worst_row_l2(zero, one) == 1
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_nan_in_any_row_gives_nan(row: int):
+    actual = torch.ones(2, 3)
+    actual[row, 1] = math.nan
+    assert math.isnan(worst_row_l2(actual, torch.ones(2, 3)))
+    assert math.isnan(worst_row_l2(actual, torch.zeros(2, 3)))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0, 4), (0,)])
+def test_without_rows_nothing_is_wrong(shape: tuple[int, ...]):
+    assert worst_row_l2(torch.empty(shape), torch.empty(shape)) == 0
 
 
 def test_describe_is_numpys_with_the_population_deviation():

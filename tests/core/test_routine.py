@@ -180,6 +180,24 @@ def test_an_unknown_backend_is_told_with_the_ones_there_are():
     assert str(caught.value) == "--backends of toy: 'cudda' is not one of cuda, torch. Did you mean 'cuda'?"
 
 
+def test_a_former_name_finds_the_backend_of_today():
+    toy = declare(renamed={"trtllm": "trtllm-gen", "old": "gone"})
+    toy.backend("trtllm-gen")(print)
+    assert toy.find_backend("trtllm").name == "trtllm-gen"
+    assert toy.find_backend("trtllm") is toy.find_backend("trtllm-gen")
+    assert toy.renamed == {"trtllm": "trtllm-gen", "old": "gone"}
+    with pytest.raises(InvalidInput, match="'gone' is not one of trtllm-gen"):
+        toy.find_backend("old")
+
+
+def test_without_renaming_a_name_is_a_name():
+    toy = declare()
+    toy.backend("trtllm-gen")(print)
+    assert toy.renamed == {}
+    with pytest.raises(InvalidInput, match="'trtllm' is not one of trtllm-gen"):
+        toy.find_backend("trtllm")
+
+
 def test_the_first_unmet_requirement_is_told_with_its_reason():
     toy = declare()
     met = Requirement("air", lambda machine, flags: None)

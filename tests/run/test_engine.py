@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 import weakref
@@ -18,7 +19,7 @@ from flashinfer_perf.run import engine
 from flashinfer_perf.run.engine import asked_for, run_case, unfinished
 from flashinfer_perf.run.events import CaseStarted, Event, Message
 from flashinfer_perf.run.launch import Launch
-from flashinfer_perf.run.problem import Problem
+from flashinfer_perf.run.problem import Problem, Shown
 from flashinfer_perf.run.ranks import Ranks, SingleRank
 from tests.fakes import (
     CPU,
@@ -274,6 +275,64 @@ def test_the_hint_comes_too_when_they_say_so_only_as_they_are_prepared(fake: Fak
     events = fake.events("--backends picky gpu")
     assert statuses(records_in(events)) == {"gpu": Status.UNSUPPORTED, "picky": Status.UNSUPPORTED}
     assert texts_in(events)[-1] == "No backends to test. Exiting. Try --backends works."
+
+
+# ---- renamed backends ----
+
+
+def test_a_former_name_runs_the_backend_of_today_with_a_warning(fake: Fake):
+    fake.routine.renamed = {"X": "Y"}
+    fake.add("a")
+    fake.add("Y")
+    events = fake.events("--refcheck --backends X a")
+    assert texts_in(events, "WARNING") == [
+        "Backend name 'X' has been renamed to 'Y' and will be removed in a future release."
+    ]
+    assert statuses(records_in(events)) == {"Y": Status.OK, "a": Status.OK}
+    assert events[0].backends == ("Y", "a")  # type: ignore[union-attr]
+
+
+def test_both_names_of_a_backend_run_it_once(fake: Fake):
+    fake.routine.renamed = {"X": "Y"}
+    fake.add("Y")
+    events = fake.events("--backends Y X")
+    assert statuses(records_in(events)) == {"Y": Status.OK}
+    assert len(texts_in(events, "WARNING")) == 1
+    assert asked_for(fake.case("--backends X")) == ("Y",)
+
+
+def test_present_names_and_the_default_are_not_warned_about(fake: Fake):
+    fake.routine.renamed = {"X": "Y"}
+    fake.add("Y")
+    for flags in ("", "--backends Y"):
+        assert texts_in(fake.events(flags), "WARNING") == []
+
+
+def test_a_renamed_backend_that_cannot_run_is_refused_by_its_present_name(fake: Fake):
+    fake.routine.renamed = {"X": "gpu"}
+    fake.add("gpu", requires=(NEEDS_GPU,))
+    events = fake.events("--backends X")
+    assert statuses(records_in(events)) == {"gpu": Status.UNSUPPORTED}
+    assert texts_in(events, "WARNING")[0].startswith("Backend name 'X' has been renamed to 'gpu'")
+
+
+# ---- remarks ----
+
+
+def test_remarks_are_told_as_they_are():
+    def make(case: FakeFlags, make: Any) -> Problem:
+        problem = make_fake(case, make)
+        shown = (Shown("rows as asked for"), Shown("Rows", 4, level=1), Shown("few", level=1))
+        return dataclasses.replace(problem, shown=shown)
+
+    with fake_routine(make=make) as fake:
+        fake.add("a")
+        events = fake.events()
+    assert texts_in(events, "VVERBOSE") == ["rows as asked for"]
+    assert texts_in(events, "VERBOSE") == ["Rows: 4", "few"]
+
+
+# ---- no hint ----
 
 
 def test_there_is_no_hint_while_something_ran(fake: Fake):

@@ -111,6 +111,23 @@ def test_a_mismatch_is_reported_with_its_numbers_and_bounds():
     ]
 
 
+COVERED = "in 18 of 5242 rows, drawn with the seed"
+
+
+def test_what_was_judged_is_said_where_it_was_not_all():
+    numbers = f"(out, max abs 0.5, relative L2 0.25, {COVERED}"
+    assert lines(Verdict(CheckState.PASSED, (dataclasses.replace(GOOD, coverage=COVERED),))) == [
+        ("REFCHECK", f"Backend cudnn: 0/8 (0.00%) elements differ from the reference {numbers})")
+    ]
+    assert lines(Verdict(CheckState.MISMATCH, (dataclasses.replace(BAD, coverage=COVERED),))) == [
+        ("ERROR", f"Output tensor mismatch from backend cudnn: 2/8 (25.00%) elements differ {numbers}; rtol 0.1)")
+    ]
+
+
+def test_a_finding_covers_everything_unless_it_says_otherwise():
+    assert Finding("out", True, "bit for bit").coverage == ""
+
+
 def test_both_tensors_and_their_worst_element_are_for_the_curious():
     actual = TensorStatistics(minimum=-1, maximum=2, mean=0.5, std=0.25, worst=2)
     expected = TensorStatistics(minimum=-1, maximum=1, mean=0.25, std=0.125, worst=1.5)

@@ -35,3 +35,15 @@ def test_shown_lines_read_as_the_documents_have_them():
     assert Shown("out_tensor.dtype", torch.float8_e4m3fn).text == "out_tensor.dtype = torch.float8_e4m3fn"
     assert Shown("layout", "128x4").text == "layout = '128x4'"
     assert Shown("Average actual seq len", 327, level=1).text == "Average actual seq len: 327"
+
+
+def test_a_remark_is_a_label_without_a_value():
+    remark = "s_qo == s_kv, making actual_seq_lens_kv the same as actual_seq_lens_q"
+    assert Shown(remark).text == remark
+    assert Shown(remark, level=1).text == remark
+    assert Shown(remark).level == 2
+
+
+def test_none_is_a_value_and_no_remark():
+    assert Shown("head_dim_ckv", None).text == "head_dim_ckv = None"
+    assert Shown("head_dim_ckv", None, level=1).text == "head_dim_ckv: None"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ if TYPE_CHECKING:
 class Close:
     """Passes when |actual - expected| <= atol + rtol * |expected| for every element, and the relative L2 norm of the
     difference is within its own bound: single elements may use up their tolerance, all together may not. An infinity
-    is matched by the same infinity only.
+    is matched by the same infinity only. A row is what lies along the last dimension.
 
     Attributes:
         rtol: relative to the expected element.
         atol: absolute.
         max_relative_l2: of the whole tensor; infinite where the elements' bounds are enough.
         why: where the numbers come from, for the reader of a mismatch.
-        by_row: the norm is that of the worst row (index of the first dimension), so that one wrong sequence cannot
-            hide behind many right ones.
+        by_row: the norm is that of the worst row, so that one that is wrong cannot hide behind many right ones.
+        of_row: added to atol, relative to the root mean square of the element's row.
     """
 
     rtol: float
@@ -37,20 +38,33 @@ class Close:
     max_relative_l2: float
     why: str
     by_row: bool = False
+    of_row: float = 0.0
 
     @property
     def text(self) -> str:
         of_what = " of a row" if self.by_row else ""
         norm = f", relative L2{of_what} {self.max_relative_l2:.3g}" if math.isfinite(self.max_relative_l2) else ""
-        return f"rtol {self.rtol:.3g}, atol {self.atol:.3g}{norm}: {self.why}"
+        row = f" + {self.of_row:.3g} of the row's rms" if self.of_row else ""
+        return f"rtol {self.rtol:.3g}, atol {self.atol:.3g}{row}{norm}: {self.why}"
+
+    def allowed(self, expected: torch.Tensor) -> torch.Tensor:
+        """The largest error of each element."""
+        bound = self.atol + self.rtol * expected.abs()
+        if self.of_row:
+            bound += self.of_row * expected.square().mean(dim=-1, keepdim=True).sqrt()
+        return bound
+
+    def twice(self) -> Close:
+        """The same with everything doubled."""
+        numbers = {n: 2 * getattr(self, n) for n in ("rtol", "atol", "max_relative_l2", "of_row")}
+        return dataclasses.replace(self, **numbers)  # type: ignore[arg-type]
 
     def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
         return compare(name, actual[name], expected[name], self)
 
     def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
         """Two right outputs may lie on opposite sides of the truth."""
-        twice = Close(2 * self.rtol, 2 * self.atol, 2 * self.max_relative_l2, self.why, self.by_row)
-        return compare(name, actual[name], other[name], twice)
+        return compare(name, actual[name], other[name], self.twice())
 
     def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
         return None
@@ -64,7 +78,7 @@ def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close)
     same_infinity = (actual == expected) & expected.isinf()
     actual, expected = actual.masked_fill(same_infinity, 0), expected.masked_fill(same_infinity, 0)
     error = (actual - expected).abs()
-    far = ~(error <= within.atol + within.rtol * expected.abs()) | expected.isinf()
+    far = ~(error <= within.allowed(expected)) | expected.isinf()
     norm = worst_row_l2(actual, expected) if within.by_row else relative_l2(actual, expected)
     differing = int(far.sum())
     passed = differing == 0 and norm <= within.max_relative_l2
@@ -83,8 +97,6 @@ def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close)
 
 def with_worst(finding: Finding, actual: torch.Tensor, expected: torch.Tensor) -> Finding:
     """The finding with statistics of both tensors and their worst element; NaN is worse than any number."""
-    import dataclasses
-
     error = (actual - expected).abs().nan_to_num(nan=float("inf"))
     worst = unravel(int(error.flatten().argmax()), error.shape)
     return dataclasses.replace(

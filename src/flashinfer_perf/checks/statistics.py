@@ -15,11 +15,10 @@ def relative_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def worst_row_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest relative L2 norm of the difference over the first dimension; NaN if any is."""
-    difference = (actual - expected).flatten(1).norm(dim=1)
-    size = expected.flatten(1).norm(dim=1)
+    """The largest relative L2 norm of the difference along the last dimension; NaN if any is."""
+    difference, size = (actual - expected).norm(dim=-1), expected.norm(dim=-1)
     ratio = torch.where(difference == 0, torch.zeros_like(size), difference / size)
-    return float(ratio.max()) if len(ratio) else 0.0
+    return float(ratio.max()) if ratio.numel() else 0.0
 
 
 def cosine(actual: torch.Tensor, expected: torch.Tensor) -> float:

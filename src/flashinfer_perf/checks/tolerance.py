@@ -7,6 +7,7 @@ rounding to nearest. Formulas: Higham, Accuracy and Stability of Numerical Algor
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from flashinfer_perf.checks.block_formats import FORMATS
 from flashinfer_perf.checks.close import Close
@@ -54,23 +55,37 @@ def for_rounding(dtype: DType, reduction: int = 1, roundings: int = 1) -> Close:
     )
 
 
-def for_attention(q_dtype: DType, output_dtype: DType, value_rms: float = 1.0) -> Close:
-    """Softmax(q k) v with probabilities rounded to the operands' format before the second product.
+RMS_ROUNDING = math.sqrt(1 / (8 * math.log(2)))
+"""Root mean square of the relative error of a rounding to nearest, in u: 0.42. It is u times a number spread evenly
+over -1 … 1, divided by a significand whose logarithm is spread evenly over 1 … 2; the mean of 1 / m^2 is 3 / (8 ln 2).
+"""
+ATTENTION_ROUNDINGS = 8
+"""Independent roundings on the way to an output, at most: of probabilities, of the partial results of splits, and of
+queries where a kernel converts them. XQA, the coarsest of the kernels measured, has so many; others have one or two.
+"""
 
-    Each probability errs by at most u relatively, so an output errs by at most u * sum(p * |v|) <= u * |v|_max, and
-    typically by u * rms(v) * sqrt(sum p^2). Four typical errors of the worst case (one dominant key) are allowed to
-    an element; all elements together stay near the typical one.
+
+def for_attention(operands: Sequence[DType], output_dtype: DType) -> Close:
+    """Softmax(q k) v with intermediate results rounded to the coarsest of the operands' formats.
+
+    A weighted sum of values whose terms err independently errs by as much, relatively, as a term does: a row's error
+    has typically 0.42 sqrt(8) u of the row's norm. The norm may be 1.7 times that, as rows of few keys fluctuate.
+    The worst of millions of elements is six times the typical one away, and typical for an element is the rms of its
+    row. Where FP8 keys and values meet 16-bit queries, kernels may round queries and probabilities to FP8, too (XQA on
+    Hopper does).
 
     Args:
-        value_rms: root mean square of the values' elements.
+        operands: formats of query, keys and values.
     """
-    operand, output = UNIT_ROUNDOFF[q_dtype], UNIT_ROUNDOFF[output_dtype]
+    operand, output = max(UNIT_ROUNDOFF[dtype] for dtype in operands), UNIT_ROUNDOFF[output_dtype]
+    typical = RMS_ROUNDING * math.sqrt(ATTENTION_ROUNDINGS) * operand
     return Close(
-        rtol=SAFETY * operand + output,
-        atol=SAFETY * operand * value_rms,
-        max_relative_l2=operand + output,
+        rtol=output,
+        atol=SMALLEST[output_dtype],
+        of_row=6 * typical,
+        max_relative_l2=1.7 * typical + output,
         by_row=True,
-        why=f"probabilities in {q_dtype}, output in {output_dtype}, values of rms {value_rms:.3g}",
+        why=f"intermediate results in {' and '.join(dict.fromkeys(map(str, operands)))}, output in {output_dtype}",
     )
 
 

@@ -32,7 +32,7 @@ class Case:
     flags: Any
     options: Options
     backends: tuple[str, ...]
-    """As typed; empty when the routine's default is to be used."""
+    """As typed, by their present names; empty when the routine's default is to be used."""
     ignored: tuple[str, ...]
     """Flags that were typed though the routine does not read them."""
     repro_command: str

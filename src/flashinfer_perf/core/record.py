@@ -67,6 +67,8 @@ class Finding:
     worst_index: tuple[int, ...] = ()
     actual: TensorStatistics | None = None
     expected: TensorStatistics | None = None
+    coverage: str = ""
+    """What part of the output was judged, where it was not all of it."""
 
     @property
     def fraction(self) -> float:

@@ -77,6 +77,17 @@ def case_rule(text: str, met: Callable[[Any], bool], reason: str = "") -> Requir
     return Requirement(text, unmet)
 
 
+def on_generations(majors: tuple[int, ...], rule: Requirement) -> Requirement:
+    """A rule that holds on GPUs of these generations (major versions) only."""
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        found = machine.compute_capability
+        return rule.unmet(machine, flags) if found is not None and found[0] in majors else None
+
+    where = " and ".join(f"{major}.x" for major in majors)
+    return Requirement(f"on compute capability {where}: {rule.text}", unmet)
+
+
 @functools.cache
 def is_installed(module: str) -> bool:
     """Whether it can be imported, found out without importing it."""

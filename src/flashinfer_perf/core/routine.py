@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from flashinfer_perf.core.errors import InvalidInput
@@ -100,6 +101,8 @@ class Routine:
     rules: tuple[Rule, ...]
     label: str
     """What ``[INFO] Running …`` calls it."""
+    renamed: Mapping[str, str]
+    """Former names of backends and their present ones."""
     backends: dict[str, Backend] = field(default_factory=dict)
 
     @property
@@ -133,7 +136,8 @@ class Routine:
         return declare
 
     def find_backend(self, name: str) -> Backend:
-        """By name. Raises InvalidInput naming the ones there are."""
+        """By its name, or by a former one. Raises InvalidInput naming the ones there are."""
+        name = self.renamed.get(name, name)
         if name not in self.backends:
             raise InvalidInput(not_a_choice(f"--backends of {self.name}", name, self.backends))
         return self.backends[name]
@@ -156,6 +160,7 @@ def routine(
     facts: Sequence[Fact] = (),
     rules: Sequence[Rule] = (),
     label: str = "",
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Callable[..., Any]], Routine]:
     """Declares a routine: the function below makes its problem from ``(case, make)``."""
 
@@ -163,7 +168,7 @@ def routine(
         if name in _ROUTINES:
             raise ValueError(f"there is a routine {name!r} already, in {_ROUTINES[name].make.__module__}")
         specs = dict(_use(flags, use) for use in (*uses, "backends"))
-        declared = Routine(name, flags, make, specs, tuple(facts), tuple(rules), label or _label(name))
+        declared = Routine(name, flags, make, specs, tuple(facts), tuple(rules), label or _label(name), renamed)
         _ROUTINES[name] = declared
         return declared
 

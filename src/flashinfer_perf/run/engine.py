@@ -69,6 +69,7 @@ class _CaseRun:
 
     def events(self) -> Iterator[Event]:
         selection = self.selection
+        yield from self._renamed_backends()
         yield from self._ignored_flags()
         if not selection.by_default:
             for refused in selection.refused:
@@ -180,6 +181,13 @@ class _CaseRun:
         working = one_that_works(self.case, self.machine)
         hint = f" Try --backends {working}." if working else ""
         return Message(Severity.ERROR, f"No backends to test. Exiting.{hint}")
+
+    def _renamed_backends(self) -> Iterator[Event]:
+        renamed = self.case.routine.renamed
+        for name in getattr(self.case.flags, "backends", None) or ():
+            if name in renamed:
+                text = f"Backend name '{name}' has been renamed to '{renamed[name]}' and will be removed in a future"
+                yield Message(Severity.WARNING, f"{text} release.")
 
     def _ignored_flags(self) -> Iterator[Event]:
         for name in self.case.ignored:

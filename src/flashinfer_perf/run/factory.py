@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 HEADROOM = 0.9
 """Share of the free memory that inputs may take; kernels need workspaces, and references fp32 copies."""
+_SLICE = 1 << 24
+"""Elements that are drawn at a time where the format cannot be drawn in."""
 
 
 class TensorFactory:
@@ -41,12 +43,23 @@ class TensorFactory:
         if self._reserved > self._available:
             raise DoesNotFit(name, self._reserved, self._available)
 
-    def normal(self, name: str, shape: Sequence[int], dtype: DType) -> torch.Tensor:
-        """Standard normal; drawn in the given format, which must be a floating one of 16 bits or more."""
+    def normal(self, name: str, shape: Sequence[int], dtype: DType, scale: float = 1.0) -> torch.Tensor:
+        """Standard normal, divided by the scale: an element stands for its value times that.
+
+        Formats of 16 bits or more are drawn as they are. FP8 is rounded from bfloat16 slice by slice, so that there is
+        never a whole tensor of twice the size; what does not fit saturates.
+        """
         self.reserve(name, shape, dtype)
-        return torch.randn(
-            tuple(shape), dtype=dtype.torch, device=self.device, generator=self.generator(name, self.device)
-        )
+        generator = self.generator(name, self.device)
+        if dtype.bytes > 1:
+            drawn = torch.randn(tuple(shape), dtype=dtype.torch, device=self.device, generator=generator)
+            return drawn if scale == 1 else drawn.div_(scale)
+        out = torch.empty(tuple(shape), dtype=dtype.torch, device=self.device)
+        largest = torch.finfo(dtype.torch).max
+        for part in out.view(-1).split(_SLICE):
+            values = torch.randn(len(part), dtype=torch.bfloat16, device=self.device, generator=generator)
+            part.copy_(values.div_(scale).clamp_(-largest, largest))
+        return out
 
     def uniform(self, name: str, shape: Sequence[int], dtype: DType) -> torch.Tensor:
         """Uniform on [0, 1)."""
@@ -55,13 +68,15 @@ class TensorFactory:
             tuple(shape), dtype=dtype.torch, device=self.device, generator=self.generator(name, self.device)
         )
 
-    def lengths(self, count: int, maximum: int) -> torch.Tensor:
-        """Int32 lengths uniform on 1 … maximum, on the CPU.
+    def lengths(self, count: int, *maxima: int) -> tuple[torch.Tensor, ...]:
+        """Int32 lengths uniform on 1 … maximum, on the CPU: for each maximum so many, drawn one after the other.
 
         Drawn with the bare seed, which makes them the documented ones: 103, 436, 861, … for seed 42 and 1024.
         """
         generator = torch.Generator().manual_seed(self._seed % 2**63)
-        return torch.randint(1, maximum + 1, (count,), dtype=torch.int32, generator=generator)
+        return tuple(
+            torch.randint(1, maximum + 1, (count,), dtype=torch.int32, generator=generator) for maximum in maxima
+        )
 
     def generator(self, name: str, device: str = "cpu") -> torch.Generator:
         """The generator of one tensor."""

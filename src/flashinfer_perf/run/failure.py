@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from flashinfer_perf.core.errors import DoesNotFit, InvalidInput, Unsupported
 from flashinfer_perf.core.record import Status
 
-UNSUPPORTED_BY_NAME = ("BackendSupportedError", "_BackendPlanUnsupportedError")
+UNSUPPORTED_BY_NAME = ("BackendSupportedError", "_BackendPlanUnsupportedError", "cudnnGraphNotSupportedError")
 """Exceptions by which libraries say 'not supported'; by name, so that no library has to be imported to ask."""
 OUT_OF_MEMORY_BY_NAME = ("OutOfMemoryError", "AcceleratorOutOfMemoryError")
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")

@@ -100,4 +100,5 @@ def _numbers(finding: Finding) -> str:
     parts = [finding.output]
     parts += [f"max abs {finding.max_abs:.3g}"] if finding.max_abs is not None else []
     parts += [f"relative L2 {finding.relative_l2:.3g}"] if finding.relative_l2 is not None else []
+    parts += [finding.coverage] if finding.coverage else []
     return ", ".join(parts)

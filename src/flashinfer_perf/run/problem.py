@@ -34,16 +34,23 @@ class Check(Protocol):
         ...
 
 
+REMARK: Any = object()
+
+
 @dataclass(frozen=True)
 class Shown:
-    """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``."""
+    """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``; a remark is a
+    label without a value.
+    """
 
     label: str
-    value: Any
+    value: Any = REMARK
     level: int = 2
 
     @property
     def text(self) -> str:
+        if self.value is REMARK:
+            return self.label
         return f"{self.label}: {self.value}" if self.level == 1 else f"{self.label} = {self.value!r}"
 
 
