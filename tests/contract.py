@@ -7,6 +7,7 @@
 Libraries wrap their functions in decorators that take ``*args, **kwargs`` and would swallow any misspelt argument, so
 the stand-in has the signature of the innermost callable that spells its parameters out. A call has to fit it (and one
 of the typing overloads, where there are any), its values have to fit the annotations: Literals, tensors, numbers, None.
+A method that hands its keywords to a private implementation (``plan(**kwargs)`` to ``_plan_impl``) has that one's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from flashinfer_perf import lazy
+from tests.declarations import ContractViolation, conforms, declaration_of, explicit_layer, explicit_layers
 
 COVERED: set[tuple[str, str]] = set()
 """(routine, backend) pairs with a contract test, as the test modules imported so far declare them."""
@@ -38,10 +39,6 @@ def covers(routine: str, *backends: str) -> Callable[[Callable[..., Any]], Calla
     return declare
 
 
-class ContractViolation(AssertionError):
-    """A call that the library's declaration does not admit, or a result that it does not promise."""
-
-
 @dataclass(frozen=True)
 class Gives:
     """A result of a stand-in: a tensor of zeros of the documented shape and number format."""
@@ -50,22 +47,34 @@ class Gives:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a method gives that takes ``*args`` for a custom kernel, and how many of these each call has to pass.
+
+    They are in ``call["args"]``. Without this there may be none.
+    """
+
+    returns: Any
+    count: int
+
+
 @contextlib.contextmanager
-def contract(path: str, returns: Any = None, **methods: Any) -> Iterator[Any]:
+def contract(path: str, returns: Any = None, **members: Any) -> Iterator[Any]:
     """Replaces what a dotted path names, for as long as the block lasts.
 
     Args:
         path: of a function, or of a class.
         returns: what a call of the function gives: None, a ``Gives``, a tuple of them, or a function of the keyword
             arguments of the call that computes it (and may write into them, as a kernel does).
-        methods: of a class, the methods that may be called, each with what it gives.
+        members: of a class, the methods that may be called, each with what it gives; and the properties and
+            attributes that may be read, each with its value.
 
     Yields:
         the ``Contract`` of a function, the ``ClassContract`` of a class.
     """
     owner, name = _resolve(path)
     original = getattr(owner, name)
-    stand_in = ClassContract(original, methods) if isinstance(original, type) else Contract(original, returns)
+    stand_in = ClassContract(original, members) if isinstance(original, type) else Contract(original, returns)
     with contextlib.ExitStack() as restore:
         for holder in (owner, *_lazy_modules_of(owner)):
             _replace(restore, holder, name, stand_in)
@@ -76,9 +85,9 @@ class Contract:
     """A function's stand-in. ``calls`` holds the arguments of each call, by parameter name, defaults left out."""
 
     def __init__(self, original: Callable[..., Any], returns: Any = None, *, method: bool = False) -> None:
-        self._declaration = _declaration(explicit_layer(original), _added_parameters(original), method)
-        self._overloads = [_declaration(overload, (), method) for overload in _overloads(original)]
-        self._returns = returns
+        self._returns, extras = (returns.returns, returns.count) if isinstance(returns, Extras) else (returns, 0)
+        self._declaration = declaration_of(explicit_layer(original), _added_parameters(original), method, extras)
+        self._overloads = [declaration_of(overload, (), method, extras) for overload in _overloads(original)]
         self.__name__ = getattr(original, "__name__", repr(original))
         self.__signature__ = self._declaration.signature
         self.calls: list[dict[str, Any]] = []
@@ -115,8 +124,8 @@ class Contract:
 class ClassContract:
     """A class's stand-in; ``instances`` are those made so far."""
 
-    def __init__(self, original: type, methods: dict[str, Any]) -> None:
-        self._original, self._methods = original, methods
+    def __init__(self, original: type, members: dict[str, Any]) -> None:
+        self._original, self._members = original, members
         self.instances: list[Instance] = []
 
     @property
@@ -126,100 +135,37 @@ class ClassContract:
         return self.instances[0]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Instance:
-        self.instances.append(Instance(self._original, self._methods, args, kwargs))
+        self.instances.append(Instance(self._original, self._members, args, kwargs))
         return self.instances[-1]
 
 
 class Instance:
     """``made_with`` holds the constructor's arguments; each method that the test gives results for is a Contract."""
 
-    def __init__(self, original: type, methods: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, original: type, members: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.made_with = Contract(original.__init__, method=True).admit(args, kwargs)  # type: ignore[misc]
-        for name, returns in methods.items():
-            setattr(self, name, Contract(getattr(original, name), returns, method=True))
+        for name, given in members.items():
+            setattr(self, name, _member(original, name, given))
 
 
-@dataclass(frozen=True)
-class Declaration:
-    """What a library declares of one call."""
-
-    name: str
-    signature: inspect.Signature
-    hints: dict[str, Any]
-
-    def admit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        if refusal := self.refusal(args, kwargs):
-            raise ContractViolation(refusal)
-        return dict(self.signature.bind(*args, **kwargs).arguments)
-
-    def refusal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        """Why a call is not admitted, or None."""
-        try:
-            arguments = self.signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            return f"{self.name}: {error}; it declares {', '.join(self.signature.parameters)}"
-        for name, value in arguments.items():
-            hint = self.hints.get(name, Any)
-            by_default_none = value is None and self.signature.parameters[name].default is None
-            if not by_default_none and not conforms(value, hint):
-                return f"{self.name}: {name} must be {hint}, not {value!r}"
-        return None
+def _member(original: type, name: str, given: Any) -> Any:
+    """What stands in for a method; the value of a property, or of an attribute that the constructor sets."""
+    declared = getattr(original, name, None)
+    if isinstance(declared, property):
+        promised = typing.get_type_hints(declared.fget).get("return", Any)
+        if not conforms(given, promised):
+            raise ContractViolation(f"{original.__name__}.{name} is {promised}, the test's value is {given!r}")
+        return given
+    if declared is None and name in explicit_layer(original.__init__).__code__.co_names:  # type: ignore[misc]
+        return given
+    return Contract(_implementation(original, name), given, method=True)
 
 
-def explicit_layer(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The innermost of a callable and what its decorators wrap that takes no ``*args`` or ``**kwargs``.
-
-    Raises:
-        TypeError: when there is none: a stand-in would accept anything.
-    """
-    explicit = [layer for layer in _layers(function) if _is_explicit(layer)]
-    if not explicit:
-        raise TypeError(f"no layer of {function!r} spells its parameters out; a contract with it would check nothing")
-    return explicit[-1]
-
-
-def conforms(value: Any, hint: Any) -> bool:
-    """Whether a value fits an annotation. What cannot be checked fits."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or hint is inspect.Parameter.empty:
-        return True
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is typing.Literal:
-        return any(type(value) is type(allowed) and value == allowed for allowed in args)
-    if origin in (typing.Union, types.UnionType):
-        return any(conforms(value, arm) for arm in args)
-    if origin is typing.Annotated:
-        return conforms(value, args[0])
-    if origin is tuple and args:
-        arms = [args[0]] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
-        return isinstance(value, tuple) and len(value) == len(arms) and all(map(conforms, value, arms))
-    if origin is list and args:
-        return isinstance(value, list) and all(conforms(item, args[0]) for item in value)
-    if hint is float:
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    plain = hint if origin is None else origin
-    return not isinstance(plain, type) or getattr(plain, "_is_protocol", False) or isinstance(value, plain)
-
-
-def _layers(function: Any) -> Iterator[Callable[..., Any]]:
-    """A callable and what it wraps, outermost first: functools.wraps, methods, torch's custom ops, Triton's kernels."""
-    seen: set[int] = set()
-    while callable(function) and id(function) not in seen:
-        seen.add(id(function))
-        yield function
-        wrapped = (getattr(function, name, None) for name in ("__wrapped__", "__func__", "_init_fn", "fn"))
-        function = next((layer for layer in wrapped if layer is not None), None)
-
-
-def _is_explicit(function: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(function, follow_wrapped=False).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return not any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+def _implementation(original: type, name: str) -> Callable[..., Any]:
+    """A method, or the private one that it hands its keywords to."""
+    private = getattr(original, f"_{name}_impl", None)
+    public: Callable[..., Any] = getattr(original, name)
+    return private if private and not explicit_layers(public) else public
 
 
 def _added_parameters(function: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
@@ -233,17 +179,6 @@ def _overloads(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     if not hasattr(typing, "get_overloads"):  # Python 3.10
         return []
     return list(typing.get_overloads(explicit_layer(function)))
-
-
-def _declaration(function: Callable[..., Any], added: tuple[inspect.Parameter, ...], method: bool) -> Declaration:
-    parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[method:]
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can read
-        hints = {}
-    hints |= {parameter.name: parameter.annotation for parameter in added}
-    name = getattr(function, "__qualname__", repr(function))
-    return Declaration(name, inspect.Signature([*parameters, *added]), hints)
 
 
 def _produce(returns: Any, arguments: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from flashinfer_perf import lazy
-from tests.contract import Contract, ContractViolation, Gives, conforms, contract, explicit_layer
+from tests.contract import Contract, Extras, Gives, contract
+from tests.declarations import ContractViolation, conforms, explicit_layer
 
 flashinfer = pytest.importorskip("flashinfer")
 
@@ -51,6 +53,27 @@ class Planner:
 
     @forgiving
     def plan(self, *, by_name: str | None = None, by_number: int | None = None, quick: bool = False) -> None: ...
+
+
+class Wrapper:
+    """A class as FlashInfer's decoding wrapper is: keywords go to a private method, positions to a custom kernel."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+
+    @property
+    def resolved_backend(self) -> str: ...
+
+    @forgiving
+    def plan(self, size: int, *deprecated, **kwargs) -> None: ...
+
+    def _plan_impl(self, size: int, *, quick: bool = False) -> None: ...
+
+    @forgiving
+    def run(self, x: torch.Tensor, *args, scale: float | None = None, out: torch.Tensor) -> torch.Tensor: ...
+
+    @forgiving
+    def anything(self, *args, **kwargs): ...
 
 
 def anything(*args, **kwargs): ...
@@ -132,6 +155,77 @@ def test_a_class_and_its_methods_are_replaced():
     assert stand_in.instance.made_with == {"size": 3}
     assert stand_in.instance.plan.call == {"by_name": "a"}
     assert sys.modules[__name__].Planner is original
+
+
+@contextlib.contextmanager
+def wrapper(**members):
+    with contract(f"{__name__}.Wrapper", **members):
+        yield sys.modules[__name__].Wrapper("fa2")
+
+
+def test_keywords_are_those_of_the_private_implementation():
+    with wrapper(plan=None) as made:
+        made.plan(size=3, quick=True)
+        assert made.plan.call == {"size": 3, "quick": True}
+        for wrong in ({"quik": True}, {"quick": 1}):
+            with pytest.raises(ContractViolation):
+                made.plan(size=3, **wrong)
+        with pytest.raises(ContractViolation, match="too many positional"):
+            made.plan(3, True)
+
+
+def test_a_method_without_an_explicit_implementation_is_no_contract():
+    with pytest.raises(TypeError, match="would check nothing"), wrapper(anything=None):
+        pass
+
+
+ONE = torch.ones(1)
+
+
+def test_extra_positions_are_refused():
+    with wrapper(run=Gives((1,), torch.float32)) as made:
+        made.run(ONE, scale=2.0, out=ONE)
+        assert set(made.run.call) == {"x", "scale", "out"}
+        with pytest.raises(ContractViolation, match=r"0 arguments for \*args are due"):
+            made.run(ONE, 2.0, out=ONE)
+        with pytest.raises(ContractViolation, match="scale must be"):
+            made.run(ONE, scale="2", out=ONE)
+
+
+def test_extra_positions_are_admitted_where_the_test_says_so():
+    with wrapper(run=Extras(lambda **arguments: arguments["out"], 2)) as made:
+        assert made.run(ONE, 2.0, 3.0, out=ONE) is ONE
+        assert made.run.call["args"] == (2.0, 3.0)
+        for extras in ((), (2.0,), (2.0, 3.0, 4.0)):
+            with pytest.raises(ContractViolation, match=r"2 arguments for \*args are due"):
+                made.run(ONE, *extras, out=ONE)
+
+
+def test_properties_and_attributes_are_plain_values():
+    with wrapper(resolved_backend="fa3", _backend="auto") as made:
+        assert (made.resolved_backend, made._backend) == ("fa3", "auto")
+
+
+@pytest.mark.parametrize(
+    ("member", "error"),
+    [
+        ({"resolved_backend": 3}, ContractViolation),
+        ({"resolved_backends": "fa3"}, AttributeError),
+        ({"_backends": "fa3"}, AttributeError),
+    ],
+)
+def test_members_that_the_class_does_not_have_are_refused(member, error):
+    with pytest.raises(error), wrapper(**member):
+        pass
+
+
+def test_the_decoding_wrapper_of_flashinfer_is_a_contract():
+    with contract("flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper", plan=None, resolved_backend="fa2") as made:
+        flashinfer.decode.BatchDecodeWithPagedKVCacheWrapper(ONE)
+        indptr, heads = (ONE,) * 3, (1, 1, 64)
+        made.instance.plan(*indptr, *heads, page_size=1, q_len_per_req=2)
+        with pytest.raises(ContractViolation, match="unexpected keyword argument 'q_len_per_request'"):
+            made.instance.plan(*indptr, *heads, page_size=1, q_len_per_request=2)
 
 
 def test_the_lazy_module_does_not_keep_the_stand_in():

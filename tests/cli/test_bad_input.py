@@ -47,7 +47,10 @@ OF_TOP_K = "--backends of top_k_sampling_from_probs"
         (f"{TOP_K} --backends torch fa2", f"{OF_TOP_K}: 'fa2' is not one of cuda, torch"),
         (f"{MXFP4} --input_dtype fp32", f"--input_dtype: 'fp32' is not one of {DTYPES}"),
         (f"{MXFP4} --input_dtype float32", f"--input_dtype: 'float32' is not one of {DTYPES}. Did you mean 'float16'?"),
-        (f"{MLA} --q_dtype fp8_e4m3", f"--q_dtype: 'fp8_e4m3' is not one of {DTYPES}"),
+        (
+            f"{MLA} --q_dtype fp8_e5m2",
+            f"--q_dtype: 'fp8_e5m2' is not one of {DTYPES}, fp8_e4m3. Did you mean 'fp8_e4m3'?",
+        ),
         # missing
         ("--routine mxfp4_quantize --m 16", "missing required flag --k"),
         ("--routine mxfp4_quantize", "missing required flags --m, --k"),

@@ -45,7 +45,13 @@ def test_which_backends_run_on_a_gpu(bench, hopper, monkeypatch):
     outcome = bench("--list")
     assert outcome.out.startswith("Routines on NVIDIA H200 (9.0);")
     found = listed(outcome.out)
-    assert found["BatchMLAPagedAttentionWrapper"] == {"fa2": "", "fa3": "", "torch": ""}
+    assert found["BatchMLAPagedAttentionWrapper"] == {
+        "fa2": "",
+        "fa3": "",
+        "cutlass": "it needs compute capability 10.x or 11.x, and this GPU has 9.0",
+        "trtllm-native": "it needs compute capability 10.x or 12.x, and this GPU has 9.0",
+        "torch": "",
+    }
     assert found["mxfp4_quantize"]["cuda"] == ("it needs compute capability 10.x or 11.x or 12.x, and this GPU has 9.0")
 
 

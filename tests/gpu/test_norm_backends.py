@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from flashinfer_perf.core.case import Case, line_grammar, make_case
-from flashinfer_perf.core.machine import Machine
-from flashinfer_perf.core.record import CheckState, Record, Status
-from flashinfer_perf.device.machine import find_machine, free_bytes
+from flashinfer_perf.core.record import CheckState, Status
+from flashinfer_perf.device.machine import find_machine
 from flashinfer_perf.routines import all_routines
-from flashinfer_perf.run.engine import run_case
-from flashinfer_perf.run.factory import TensorFactory
-from flashinfer_perf.run.ranks import SingleRank
+from tests.gpu.harness import case_of, kernels_of, records_of, runnable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,7 +17,6 @@ pytestmark = [
 
 NORMS = [routine.name for routine in all_routines().values() if routine.family == "norm"]
 WITH_TWO = [name for name in NORMS if "fp4" not in name]
-QUICK = "--device cuda --refcheck --num_iters 3 --dry_run_iters 1 -vv"
 SHAPES = [
     "--batch_size 1 --hidden_size 4096",
     "--batch_size 33 --hidden_size 8192 --enable_pdl",
@@ -45,19 +38,6 @@ THREE_DIMENSIONS = "--batch_size 7 --num_heads 13 --hidden_size 128"
 ODD = "--batch_size 9 --hidden_size 111"
 
 
-def case_of(name: str, flags: str) -> Case:
-    routine = all_routines()[name]
-    return make_case(routine, line_grammar(routine.flags).parse(f"{flags} {QUICK}".split()))
-
-
-def records_of(case: Case) -> list[Record]:
-    return [event for event in run_case(case, SingleRank()) if isinstance(event, Record)]
-
-
-def runnable(case: Case, machine: Machine) -> list[str]:
-    return [name for name, backend in case.routine.backends.items() if backend.unmet(machine, case.flags) is None]
-
-
 def variants() -> list[tuple[str, str]]:
     every = [(name, f"{shape} {extra}") for name in NORMS for shape in SHAPES for extra in QUANTISED.get(name, [""])]
     odd = [(name, ODD) for name in WITH_TWO]
@@ -70,24 +50,6 @@ def test_every_backend_that_runs_here_is_right(name, flags):
     records = records_of(case_of(name, f"{flags} --backends {' '.join(names)}"))
     found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
     assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
-
-
-def kernels_of(name: str, flags: str, backend_name: str) -> tuple[set[str], str]:
-    """Names of the GPU kernels that one call of a backend starts, after a first call; and ``resolved_backend``."""
-    case, machine = case_of(name, flags), find_machine("cuda")
-    backend = case.routine.backends[backend_name]
-    make = TensorFactory(machine.device, 42, free_bytes(machine), SingleRank())
-    with backend.state():
-        launch = backend.prepare(case.flags, case.routine.make(case.flags, make))
-        launch()
-        torch.cuda.synchronize()
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
-            launch()
-            torch.cuda.synchronize()
-    events: list[Any] = list(profile.events())
-    names = {event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA}
-    return names - {"Context Sync"}, launch.resolved_backend
 
 
 @pytest.mark.parametrize("name", WITH_TWO)

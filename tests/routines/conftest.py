@@ -18,7 +18,7 @@ def _quick_small_cases() -> Iterator[None]:
     """Hundreds of tiny cases: one thread each, for several only wait for each other on busy cores; and what torch and
     FlashInfer hold is exempt from the engine's garbage collections, as it is in a session.
     """
-    for heavy in ("scipy.special", "flashinfer", "flashinfer.mla"):
+    for heavy in ("scipy.special", "torch.nn.attention.bias", "flashinfer", "flashinfer.mla"):
         with contextlib.suppress(ImportError):
             importlib.import_module(heavy)
     all_routines()

@@ -20,10 +20,14 @@ from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 from flashinfer_perf.run.ranks import SingleRank
 
+LENGTHS = "--batch_size 3 --s_kv 21 --random_actual_seq_len"
+ATTENTION = f"{LENGTHS} --num_qo_heads 4 --num_kv_heads 2 --head_dim_qk 16"
 SMALL = {
     "norm": "--batch_size 3 --hidden_size 64",
-    "attention": "--batch_size 3 --s_qo 1 --s_kv 21 --page_size 4 --num_qo_heads 2 --num_kv_heads 1 --head_dim_ckv 16 "
-    "--head_dim_kpe 8 --random_actual_seq_len",
+    "BatchDecodeWithPagedKVCacheWrapper": f"{ATTENTION} --page_size 4 --s_qo 2",
+    "BatchPrefillWithPagedKVCacheWrapper": f"{ATTENTION} --page_size 4 --s_qo 7 --causal",
+    "BatchPrefillWithRaggedKVCacheWrapper": f"{ATTENTION} --s_qo 7 --causal",
+    "BatchMLAPagedAttentionWrapper": f"{LENGTHS} --page_size 4 --num_qo_heads 2 --head_dim_ckv 16 --head_dim_kpe 8",
     "sampling": "--batch_size 4 --vocab_size 30 --top_k 20",
     "quantization": "--m 3 --k 64",
     "moe_comm": "--num_tokens 6 --hidden_size 10 --num_experts 4 --top_k 2",
