@@ -1,0 +1,105 @@
+"""A testlist with what it reaches of the card: ``python benchmarks/rate_table.py --testlist FILE [--jsonl FILE]``.
+
+Measured as the program does by default (CUPTI where installed, cold cache) and checked. Prints a markdown table of
+medians and rates, and what share they are of the copy bandwidth and of the dense bfloat16 rate, both measured before.
+Exit status 1 when anything was wrong or failed; what cannot run here is listed below the table with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+LIMITS = """
+import sys; sys.path[:0] = [{here!r}, {source!r}]
+import torch
+from clock_fidelity import CuptiTimer, Launch, measure, vendor_copy
+size = 8192
+a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+launch = Launch(torch.mm, kwargs={{"input": a, "mat2": b}}, returns=("out",))
+took_us, _ = measure(CuptiTimer(in_graph=False), launch, "cold")
+print(max(vendor_copy(megabytes) for megabytes in (256, 512, 1024)), 2 * size**3 / took_us / 1e6)
+"""
+MEASURED = ("ok", "mismatch")
+
+
+def card_limits() -> tuple[float, float]:
+    """TB/s of a large copy, and TFLOP/s of a bfloat16 product of 8192 x 8192 x 8192."""
+    script = LIMITS.format(here=str(HERE), source=str(HERE.parent / "src"))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    bandwidth, rate = (float(number) for number in done.stdout.split()[-2:])
+    return bandwidth, rate
+
+
+def run(testlist: str, file: Path) -> list[dict[str, Any]]:
+    """The records of a testlist; what the program says goes to standard error."""
+    file.unlink(missing_ok=True)
+    command = [sys.executable, str(HERE / "flashinfer_benchmark.py"), "--testlist", testlist, "--refcheck"]
+    subprocess.run([*command, "--strict_timer", "--jsonl", str(file)], stdout=sys.stderr, check=False)
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def row(record: dict[str, Any], bandwidth: float, rate: float) -> tuple[str, ...]:
+    """Case, backend, median, rates, and their shares."""
+    median_ms, work = record["measurement"]["summary"]["median_ms"], record["work"]
+    tflops, tb_per_s = work["flops"] / (1e9 * median_ms), work["bytes"] / (1e9 * median_ms)
+    resolved = record["resolved_backend"]
+    backend = record["backend"] + (f" ({resolved})" if resolved not in ("", record["backend"]) else "")
+    error = max((found["relative_l2"] or 0.0 for found in record["verdict"]["findings"]), default=0.0)
+    shares = (f"{100 * tb_per_s / bandwidth:.0f} %", f"{100 * tflops / rate:.0f} %")
+    numbers = (f"{median_ms * 1e3:.1f}", f"{tflops:.1f}", f"{tb_per_s:.3f}")
+    return (tag_of(record), backend, *numbers, *shares, f"{error:.4f}")
+
+
+def tag_of(record: dict[str, Any]) -> str:
+    """The case's tag, with the values of the flags that it names in braces."""
+    return str(record["options"]["case_tag"]).format_map(record["case"])
+
+
+def refusals(records: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each reason: who gave it, for what."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        if record["status"] not in MEASURED:
+            key = (f"{record['backend']}: {record['status']}", record["reason"])
+            found.setdefault(key, []).append(tag_of(record))
+    for (who, reason), tags in found.items():
+        yield f"- {who}, {reason} ({'; '.join(dict.fromkeys(tags))})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--testlist",
+        required=True,
+        help="cases with a --case_tag each, which the table shows; {batch_size} stands for a flag",
+    )
+    parser.add_argument("--jsonl", help="file for the records")
+    arguments = parser.parse_args()
+    bandwidth, rate = card_limits()
+    with tempfile.TemporaryDirectory() as scratch:
+        records = run(arguments.testlist, Path(arguments.jsonl or Path(scratch) / "records.jsonl"))
+    print(f"Copy bandwidth: {bandwidth:.3f} TB/s; dense bfloat16 rate: {rate:.0f} TFLOP/s\n")
+    header = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", "of copy bandwidth", "of bfloat16 rate", "relative L2 error")
+    measured = [record for record in records if record["measurement"]]
+    for line in (header, ["---"] * len(header), *(row(record, bandwidth, rate) for record in measured)):
+        print(f"| {' | '.join(line)} |")
+    print("\nNot run:\n", *refusals(records), sep="\n")
+    bad = [r for r in records if r["status"] not in ("ok", "unsupported") or (r["measurement"] and not passed(r))]
+    print(f"\n{len(records)} records, {len(measured)} measured, {len(bad)} wrong or failed")
+    return bool(bad) or not records
+
+
+def passed(record: dict[str, Any]) -> bool:
+    return record["verdict"]["state"] == "passed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
