@@ -49,6 +49,6 @@ def test_the_matrix_shows_what_runs_where():
         *["fa2, torch"] * 3,
         "fa2, fa3, torch",
         *["fa2, cutlass, trtllm-native, torch"] * 2,
-        "fa2, trtllm-native, torch",
+        "fa2, torch",
         "torch",
     ]

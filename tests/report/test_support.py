@@ -15,7 +15,6 @@ DIFFERENCES = {
     ("add_rmsnorm_fp4quant", "cute-dsl", "12.0", True),
     ("BatchDecodeWithPagedKVCacheWrapper", "trtllm-native", "9.0", True),  # XQA
     ("BatchDecodeWithPagedKVCacheWrapper", "trtllm-native", "12.0", True),  # XQA
-    ("BatchMLAPagedAttentionWrapper", "trtllm-native", "12.0", True),  # XQA
 }
 """Every cell in which the installed library and the documented matrix disagree. The library decides; the documents'
 README leaves 12.0 blank for these, though the code that it describes runs them there."""

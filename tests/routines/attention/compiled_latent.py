@@ -22,16 +22,11 @@ BACKENDS = "flashinfer.mla._batch_mla._backends"
 def install(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> list[str]:
     """The library believes to be on such a GPU. Gives the names of the kernels that are called."""
     called: list[str] = []
-    common, wrapper, core, xqa = (
+    common, wrapper, core = (
         importlib.import_module(name)
-        for name in (
-            f"{BACKENDS}._fa_common",
-            "flashinfer.mla._batch_mla._wrapper",
-            "flashinfer.mla._core",
-            "flashinfer.xqa",
-        )
+        for name in (f"{BACKENDS}._fa_common", "flashinfer.mla._batch_mla._wrapper", "flashinfer.mla._core")
     )
-    for module in (common, core, xqa):
+    for module in (common, core):
         monkeypatch.setattr(module, "get_compute_capability", lambda device: capability)
         monkeypatch.setattr(module, "get_device_sm_count", lambda device: 132)
     monkeypatch.setattr(wrapper, "_get_compute_capability", lambda device: capability)
@@ -44,7 +39,6 @@ def install(monkeypatch: Any, capability: tuple[int, int] = (9, 0)) -> list[str]
         module = FlashAttention(called, backend)
         monkeypatch.setattr(f"{BACKENDS}.{backend}_backend.get_batch_mla_module", lambda *which, made=module: made)
     monkeypatch.setattr(f"{BACKENDS}.cutlass_backend.get_mla_module", lambda: Cutlass(called))
-    monkeypatch.setattr(xqa, "get_xqa_module_mla", lambda *formats: Xqa(called, formats))
     return called
 
 
@@ -98,21 +92,3 @@ class Cutlass:
         assert (table.shape[1] * kv_cache.shape[1] % 128, output_scale) == (0, 1.0)
         self.called.append("cutlass")
         with_table(q, kv_cache, table, kv_len, out.shape[-1], 192**-0.5, 1.0, out)
-
-
-class Xqa:
-    """The compiled module behind trtllm-native on compute capability 12. Its scores are multiplied by both scales."""
-
-    def __init__(self, called: list[str], formats: tuple[Any, ...]) -> None:
-        self.called, self.formats = called, formats
-
-    def xqa_mla(
-        self, sm_count, q_scale, out, q, k_cache, v_cache, table, max_seq_len, seq_lens, batch, kv_scale, semaphores,
-        workspace, enable_pdl,
-    ):  # fmt: skip
-        q_dtype, kv_dtype, page_size, *_ = self.formats
-        assert (q.dtype, k_cache.dtype, k_cache.shape[1]) == (q_dtype, kv_dtype, page_size)
-        assert type(q_scale) is type(kv_scale) is float, "would be taken for a tensor"
-        self.called.append("xqa")
-        scale = q_scale * kv_scale
-        with_table(q[:, 0], k_cache[:, :, 0], table, seq_lens[:, 0], 512, scale, kv_scale, out)

@@ -56,8 +56,7 @@ OF_TRTLLM = [
     ((10, 0), "--head_dim_kpe 128", DEEPSEEK_DIMS),
     ((10, 0), "--page_size 16", "it needs page_size of 32 or 64"),
     ((10, 0), "--num_qo_heads 96", "it needs num_qo_heads up to 64 or from 128 on"),
-    ((12, 0), "--num_qo_heads 64", "it needs num_qo_heads of 128"),
-    ((12, 0), "--page_size 8", "it needs page_size of 16, 32, 64 or 128"),
+    ((12, 0), "", "it needs compute capability 10.x, and this GPU has 12.0"),
     ((10, 0), "--s_kv 129", "it needs pages of every sequence that fill multiples of 128 tokens"),
 ]
 
