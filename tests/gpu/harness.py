@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from flashinfer_perf.core.case import Case, line_grammar, make_case
@@ -14,6 +12,7 @@ from flashinfer_perf.routines import all_routines
 from flashinfer_perf.run.engine import run_case
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
+from flashinfer_perf.timing.activity import ActivityLog
 
 QUICK = "--device cuda --refcheck --num_iters 3 --dry_run_iters 1 -vv"
 
@@ -40,10 +39,11 @@ def kernels_of(name: str, flags: str, backend_name: str) -> tuple[set[str], str]
         launch = backend.prepare(case.flags, case.routine.make(case.flags, make))
         launch()
         torch.cuda.synchronize()
-        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profile:
+        log = ActivityLog()  # not torch.profiler: after it the clock gets no more records in this process
+        log.open()
+        try:
             launch()
             torch.cuda.synchronize()
-    events: list[Any] = list(profile.events())
-    names = {event.name for event in events if event.device_type == torch.autograd.DeviceType.CUDA}
-    return names - {"Context Sync"}, launch.resolved_backend
+            return {activity.name for activity in log.take()}, launch.resolved_backend
+        finally:
+            log.close()

@@ -44,8 +44,7 @@ class ActivityLog:
         """Switches recording on; if that fails, what was on is off again."""
         from cupti import cupti
 
-        # CUPTI keeps one pair of callbacks in a process. Whoever profiled since, as torch.profiler, put in its own.
-        cupti.activity_register_callbacks(_on_buffer_requested, _on_buffer_completed)
+        _register_once()
         _RECORDED.clear()
         try:
             for name in KINDS:
@@ -73,6 +72,16 @@ class ActivityLog:
 
 
 _RECORDED: list[Activity] = []
+_REGISTERED: list[bool] = []
+
+
+def _register_once() -> None:
+    """CUPTI keeps one pair of callbacks in a process."""
+    from cupti import cupti
+
+    if not _REGISTERED:
+        cupti.activity_register_callbacks(_on_buffer_requested, _on_buffer_completed)
+        _REGISTERED.append(True)
 
 
 def _on_buffer_requested() -> tuple[int, int]:

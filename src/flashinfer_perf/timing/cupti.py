@@ -53,8 +53,8 @@ def split_calls(activities: Sequence[Activity], count: int) -> list[Call]:
     marks = [index for index, activity in enumerate(activities) if MARK in activity.name]
     if len(marks) != 2 * count:
         raise LostActivities(
-            f"CUPTI recorded {len(marks)} marks for {count} calls: records were lost, or the call itself launches "
-            f"torch's {MARK}; use --use_cuda_events"
+            f"CUPTI recorded {len(marks)} marks for {count} calls: records were lost, as to another profiler in this "
+            f"process, or the call itself launches torch's {MARK}; use --use_cuda_events"
         )
     calls = [Call(tuple(activities[a + 1 : b])) for a, b in zip(marks[0::2], marks[1::2], strict=True)]
     if not all(call.activities for call in calls):
