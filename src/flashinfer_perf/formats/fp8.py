@@ -1,11 +1,22 @@
-"""FP8, e4m3 and e5m2, with the conversion that kernels use: to nearest even, saturating."""
+"""FP8, e4m3 and e5m2, with the conversion that kernels use: to nearest even, saturating. With one scale for a tensor
+or none; tiles with scales of their own are in ``fp8_tiles``.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
 
 LARGEST = {DType.FP8_E4M3: 448.0, DType.FP8_E5M2: 57344.0}
+
+
+class Fp8Tensor(NamedTuple):
+    elements: torch.Tensor
+    """In the FP8 format, of the shape and the strides of what was quantised."""
+    scale: torch.Tensor
+    """fp32, no dimensions: what elements are multiplied by."""
 
 
 def encode(values: torch.Tensor, dtype: DType) -> torch.Tensor:
@@ -15,3 +26,23 @@ def encode(values: torch.Tensor, dtype: DType) -> torch.Tensor:
     """
     limit = LARGEST[dtype]
     return values.clamp(-limit, limit).to(dtype.torch)
+
+
+def encode_tensor(values: torch.Tensor, dtype: DType) -> Fp8Tensor:
+    """Quantises a tensor of any shape with one scale: amax / largest number, and 1 for a tensor of zeros.
+
+    All in fp32, rounded once into the scale, once by the division and once into FP8. FlashInfer's benchmarks compute
+    scale and product in the input's format, which rounds both once more.
+    Infinities are not seen by the maximum and saturate; NaN is not either, and stays.
+    """
+    wide = values.float()
+    size = torch.where(wide.isfinite(), wide.abs(), torch.zeros_like(wide))
+    amax = size.amax() if size.numel() else size.new_zeros(())
+    scale = (amax / LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
+    return Fp8Tensor(encode(wide / scale, dtype), scale)
+
+
+def decode_tensor(quantised: Fp8Tensor) -> torch.Tensor:
+    """fp32 values."""
+    return quantised.elements.float() * quantised.scale
