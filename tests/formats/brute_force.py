@@ -35,7 +35,7 @@ def e4m3_magnitudes() -> torch.Tensor:
 
 
 def smallest_exponent(amax: torch.Tensor, largest: int, least: int) -> torch.Tensor:
-    """The smallest e from ``least`` on with largest * 2^e >= amax, looked up among them all; fp64 holds each exactly."""
+    """The smallest e from ``least`` on with largest * 2^e >= amax, looked up among all; fp64 holds each exactly."""
     bounds = largest * 2.0 ** torch.arange(least, 128, dtype=torch.float64)
     return torch.bucketize(amax.double(), bounds) + least
 

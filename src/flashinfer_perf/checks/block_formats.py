@@ -1,4 +1,4 @@
-"""Block-scaled FP4 formats as tables of numbers: what is right is searched for, in fp64. ``formats`` computes it by
+"""Block-scaled formats as tables of numbers: what is right is searched for, in fp64. ``formats`` computes it by
 other means, so that neither is its own judge.
 """
 
@@ -18,11 +18,19 @@ E8M0 = tuple(2.0 ** (code - 127) for code in range(255))
 
 @dataclass(frozen=True)
 class BlockFormat:
-    """Elements that share a scale, the scale's numbers by code, and whether a scale is rounded up or to nearest."""
+    """Elements that share a scale, the scale's numbers by code, whether a scale is rounded up or to nearest, and the
+    elements' magnitudes by code.
+    """
 
     block: int
     numbers: tuple[float, ...]
     upwards: bool
+    elements: tuple[float, ...] = E2M1
+
+    @property
+    def packed(self) -> bool:
+        """Two elements to a byte."""
+        return len(self.elements) <= 8
 
     def encode(self, wanted: torch.Tensor) -> torch.Tensor:
         """The codes of scales; of what is too large the largest."""
@@ -36,8 +44,23 @@ class BlockFormat:
         padded = (*self.numbers, *[math.nan] * (256 - len(self.numbers)))
         return torch.tensor(padded, dtype=torch.float64, device=codes.device)[codes.long()]
 
+    def ranks(self, bytes_: torch.Tensor) -> torch.Tensor:
+        """(…, n) bytes to ranks: elements counted from zero, which has one rank whatever its sign."""
+        if self.packed:
+            return ranks_of(bytes_)
+        size = (bytes_ & 0x7F).long()
+        return torch.where(bytes_ >= 0x80, -size, size)
 
-FORMATS = {DType.NVFP4: BlockFormat(16, E4M3, upwards=False), DType.MXFP4: BlockFormat(32, E8M0, upwards=True)}
+    def values(self, ranks: torch.Tensor) -> torch.Tensor:
+        """fp64 elements by their ranks; NaN for a rank that is none."""
+        table = torch.tensor((*self.elements, math.nan), dtype=torch.float64, device=ranks.device)
+        return table[ranks.abs()] * ranks.sign()
+
+
+NVFP4 = BlockFormat(16, E4M3, upwards=False)
+MXFP4 = BlockFormat(32, E8M0, upwards=True)
+MXFP8 = BlockFormat(32, E8M0, upwards=True, elements=E4M3)
+FORMATS = {DType.NVFP4: NVFP4, DType.MXFP4: MXFP4}
 
 
 def nearest(values: torch.Tensor, numbers: tuple[float, ...]) -> torch.Tensor:

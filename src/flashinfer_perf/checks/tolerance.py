@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flashinfer_perf.checks.block_formats import FORMATS
+from flashinfer_perf.checks.block_formats import FORMATS, BlockFormat
 from flashinfer_perf.checks.close import Close
 from flashinfer_perf.checks.fp4_blocks import BlockElements, BlockScales
+from flashinfer_perf.checks.quantised_blocks import Placed, QuantisedElements, QuantisedScales
 from flashinfer_perf.core.dtypes import DType
 
 UNIT_ROUNDOFF = {
@@ -119,6 +120,25 @@ def for_fp4_elements(
     """E2M1 elements with those scales, which the output named ``scales`` holds."""
     fraction = MARGIN * TIES_OF_ELEMENTS * _mean_error(input_dtype, roundings)
     return BlockElements(FORMATS[format], scales, swizzled, fraction, MAX_LOSS)
+
+
+QUANTISERS_REACH = 8 * UNIT_ROUNDOFF[DType.FLOAT32]
+"""How far fp32 may be off what a quantiser rounds. A scale: reciprocal of the largest element, wrong by 2 u, and two
+products; an element: reciprocal of the global scale, product, reciprocal of that, product, 6 u. Two for the truth.
+"""
+
+
+def for_quantised_scales(format: BlockFormat, placed: Placed) -> QuantisedScales:
+    """Block scales of 16-bit values that a kernel has as they are."""
+    return QuantisedScales(format, placed, QUANTISERS_REACH)
+
+
+def for_quantised_elements(
+    format: BlockFormat, placed: Placed, scales: str, global_scale: float = 1.0
+) -> QuantisedElements:
+    """Elements with those scales, which the output named ``scales`` holds."""
+    power_of_two = math.frexp(global_scale)[0] == 0.5
+    return QuantisedElements(format, scales, placed, QUANTISERS_REACH, power_of_two, MAX_LOSS)
 
 
 def _mean_error(input_dtype: DType, roundings: int) -> float:
