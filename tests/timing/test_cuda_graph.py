@@ -69,6 +69,7 @@ def test_one_set_is_the_launch_itself():
     ("launch", "said"),
     [
         (Launch(lambda: None, host_sync=True), "waits for the device"),
+        (Launch(lambda: None, host_sync=True, no_graph="shuffle=True is slow."), r"^shuffle=True is slow\.$"),
         (Launch(phases=(Phase("a", lambda _: None),)), "phases"),
     ],
 )

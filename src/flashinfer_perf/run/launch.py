@@ -38,6 +38,7 @@ class Launch:
         returns: names of what the call returns, in order.
         scratch: names of the parameters that are plan state or workspace; never copied, never rotated.
         host_sync: the call waits for the device by itself.
+        no_graph: why no CUDA graph can hold the call, where it is known beforehand; a sentence.
         facts: values for declared columns, such as the time that planning took.
         resolved_backend: what really runs, where a name stands for a choice.
         draw: for samplers, (seed, offset) -> tokens, by the very call that is timed.
@@ -51,6 +52,7 @@ class Launch:
     returns: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     host_sync: bool = False
+    no_graph: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     resolved_backend: str = ""
     draw: Callable[[int, int], torch.Tensor] | None = None

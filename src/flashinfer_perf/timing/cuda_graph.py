@@ -107,7 +107,9 @@ class NotCapturable(Exception):
 
 
 def refuse_what_cannot_be_captured(launch: Launch) -> None:
-    """Raises NotCapturable for a launch that waits for the device, or whose phases are to be timed one by one."""
+    """Raises NotCapturable for a launch that says so, waits for the device, or has phases to be timed one by one."""
+    if launch.no_graph:
+        raise NotCapturable(launch.no_graph)
     if launch.host_sync:
         raise NotCapturable("The call waits for the device, which a CUDA graph cannot hold.")
     if launch.phases:
