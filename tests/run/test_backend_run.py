@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,28 @@ def test_a_kernel_that_writes_nothing_is_caught_though_the_right_answer_lies_in_
     fake.routine.backend("a")(prepare)
     record = fake.record("--refcheck")
     assert (record.status, record.measurement) == (Status.MISMATCH, None)
+
+
+def with_remarks(asked: list[str]) -> Callable[..., Problem]:
+    def remarks(backend: str, outputs: Any) -> list[str]:
+        asked.append(backend)
+        return [f"{backend}: {name} {tuple(output.shape)}" for name, output in outputs.items()]
+
+    return lambda case, make: replace(make_fake(case, make), remarks=remarks)
+
+
+@pytest.mark.parametrize(("flags", "shown"), [("--refcheck -vv", True), ("--refcheck -v", False), ("-vv", False)])
+def test_a_routines_remarks_on_outputs_stand_before_the_verdict(flags: str, shown: bool):
+    asked: list[str] = []
+    with fake_routine(make=with_remarks(asked)) as fake:
+        fake.add("a")
+        texts = texts_in(fake.events(flags))
+    assert asked == ["a"] * shown
+    remarks = [text for text in texts if text.startswith("a: ")]
+    assert remarks == ["a: out (4, 6)", "a: residual (4, 6)"] * shown
+    if shown:
+        verdict = next(text for text in texts if text.startswith("Backend a: "))
+        assert texts.index(remarks[-1]) < texts.index(verdict)
 
 
 def test_without_refcheck_outputs_are_not_judged(fake: Fake):

@@ -57,6 +57,7 @@ class BackendRun:
         self.outputs = in_step(ranks, lambda: self._first_call(target))
         self.verdict = verdict_of(in_step(ranks, lambda: self._check(target)), self.truth is not None, ranks)
         self._compare_with_first()
+        yield from self._remarks()
         yield from report(self.backend.name, self.verdict)
         if self.verdict.state is CheckState.MISMATCH and not self.case.options.allow_output_mismatch:
             return
@@ -109,6 +110,12 @@ class BackendRun:
         outputs = target.outputs_of(returned)
         self.facts["first_call_ms"] = (perf_counter() - began) * 1e3
         return {name: tensor.clone() for name, tensor in outputs.items()}
+
+    def _remarks(self) -> Iterator[Message]:
+        """What the routine says of the first call's outputs; worked out only where it is shown."""
+        if self.truth is not None and self.outputs is not None and self.case.options.verbose >= 2:
+            for text in self.problem.remarks(self.backend.name, self.outputs):
+                yield Message(Severity.VVERBOSE, text)
 
     def _check(self, target: Target) -> list[Any]:
         findings = touched_inputs(self.changed_inputs())

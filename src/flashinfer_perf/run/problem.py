@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +37,11 @@ class Check(Protocol):
 REMARK: Any = object()
 
 
+def no_remarks(backend: str, outputs: Outputs) -> Sequence[str]:
+    """What most routines have to say about outputs beside the check."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Shown:
     """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``; a remark is a
@@ -64,6 +69,7 @@ class Problem:
         work: FLOPs and bytes by the documented formula.
         checks: one for each output; the reference, the checks and a launch's outputs share their names.
         shown: lines for -v and -vv, in order.
+        remarks: of a backend's name and the outputs of its first call: lines for -vv with --refcheck.
         facts: values for the columns that the routine declares.
     """
 
@@ -73,6 +79,7 @@ class Problem:
     checks: Mapping[str, Check]
     ranks: Ranks
     shown: Sequence[Shown] = ()
+    remarks: Callable[[str, Outputs], Iterable[str]] = no_remarks
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> torch.Tensor:
