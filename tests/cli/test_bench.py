@@ -58,8 +58,9 @@ def test_verbose_shows_what_took_effect(bench):
     assert outcome.lines("VVERBOSE")[0] == "gpu_name = 'cpu'"
     assert "input_tensor.shape = torch.Size([16, 64])" in outcome.lines("VVERBOSE")
     assert [line.partition(" elements")[0] for line in outcome.lines("REFCHECK")] == [
-        "Backend torch: 0/512 (0.00%)"
-    ] * 2
+        "Backend torch: 0/1024 (0.00%)",
+        "Backend torch: 0/32 (0.00%)",
+    ]
 
 
 def test_flags_that_the_routine_does_not_read_are_named_and_not_validated(bench):

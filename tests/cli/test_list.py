@@ -8,6 +8,11 @@ from flashinfer_perf.routines import all_routines
 
 ROUTINES = all_routines()
 NEEDS_GPU = "it needs a CUDA GPU of compute capability"
+QUANTISERS = [name for name, routine in ROUTINES.items() if routine.family == "quantization"]
+WRITES_NOTHING = (
+    "before compute capability 10.0 FlashInfer's quantizers launch and write nothing, and this GPU has 9.0; "
+    "use --backends torch"
+)
 
 
 def listed(text: str) -> dict[str, dict[str, str]]:
@@ -36,6 +41,7 @@ def test_which_backends_run_on_a_cpu_and_why_the_others_do_not(bench):
     }
     assert found["mxfp4_quantize"] == {
         "cuda": f"{NEEDS_GPU} 10.x or 11.x or 12.x, and this run is on 'cpu'",
+        "cute-dsl": f"{NEEDS_GPU} 10.0 or newer, and this run is on 'cpu'",
         "torch": "",
     }
 
@@ -52,7 +58,9 @@ def test_which_backends_run_on_a_gpu(bench, hopper, monkeypatch):
         "trtllm-native": "it needs compute capability 10.x, and this GPU has 9.0",
         "torch": "",
     }
-    assert found["mxfp4_quantize"]["cuda"] == ("it needs compute capability 10.x or 11.x or 12.x, and this GPU has 9.0")
+    assert {name: backends["cuda"] for name, backends in found.items() if name in QUANTISERS} == dict.fromkeys(
+        QUANTISERS, WRITES_NOTHING
+    )
 
 
 def test_a_missing_package_names_the_extra_where_the_gpu_would_do(bench, hopper, without_flashinfer):
@@ -76,7 +84,10 @@ def test_as_json(bench):
     entries = {entry["routine"]: entry for entry in json.loads(outcome.out)}
     assert set(entries) == set(ROUTINES)
     entry = entries["mxfp4_quantize"]
-    assert (entry["family"], entry["summary"]) == ("quantization", "Quantize tensor to MxFP4 format.")
+    assert (entry["family"], entry["summary"]) == (
+        "quantization",
+        "Quantize tensor to MxFP4 format (Blackwell SM10.0+).",
+    )
     assert entry["backends"]["torch"] == ""
     assert NEEDS_GPU in entry["backends"]["cuda"]
 

@@ -50,7 +50,7 @@ def test_as_json(bench, testlist):
         "method_id": entries[0]["method_id"],
         "routine": "mxfp4_quantize",
         "backends": [],
-        "flags": {"m": 16, "k": 128, "input_dtype": "bfloat16"},
+        "flags": {"m": 16, "k": 128, "input_dtype": "bfloat16", "sf_layout": "128x4", "enable_pdl": False},
         "ignored_flags": [],
         "repro_command": "python3 flashinfer_benchmark.py --refcheck --routine mxfp4_quantize --m 16 --k 128 "
         "--case_tag 'run#1'",

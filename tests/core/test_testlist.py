@@ -75,7 +75,10 @@ def test_a_bad_line_is_reported_with_its_place_and_spoils_no_other():
         (f"{QUANTISE} --m=0", "--m must be at least 1, not 0"),
         (f"{QUANTISE} --k 33", "mxfp4_quantize: k (33) must be divisible by the block size, 32"),
         (f"{QUANTISE} --input_dtype fp8", "--input_dtype: 'fp8' is not one of bfloat16, float16"),
-        (f"{QUANTISE} --backends tensorrt", "--backends of mxfp4_quantize: 'tensorrt' is not one of cuda, torch"),
+        (
+            f"{QUANTISE} --backends tensorrt",
+            "--backends of mxfp4_quantize: 'tensorrt' is not one of cuda, cute-dsl, torch",
+        ),
         (f"{QUANTISE} --vocab_size 3", "--vocab_size is a flag of sampling routines, not of quantization ones"),
         (f"{QUANTISE} stray", "stray word 'stray'"),
         (f"{QUANTISE} --n", "ambiguous flag --n: it could be --no_cuda_graph, --no_sf_swizzled_layout, --num_iters"),

@@ -10,7 +10,10 @@ from flashinfer_perf.report.support import CAPABILITIES, differences, runs_on
 from flashinfer_perf.routines import all_routines
 
 DIFFERENCES = {
+    ("mxfp8_quantize", "cuda", "12.0", True),
     ("mxfp4_quantize", "cuda", "12.0", True),
+    ("nvfp4_quantize", "cuda", "12.0", True),
+    ("nvfp4_batched_quantize", "cuda", "12.0", True),
     ("rmsnorm_fp4quant", "cute-dsl", "12.0", True),
     ("add_rmsnorm_fp4quant", "cute-dsl", "12.0", True),
     ("BatchDecodeWithPagedKVCacheWrapper", "trtllm-native", "9.0", True),  # XQA

@@ -28,7 +28,7 @@ from flashinfer_perf.core.flags import backends_flag, flag
 from flashinfer_perf.core.routine import Fact, routine
 from flashinfer_perf.core.work import Work
 from flashinfer_perf.lazy import torch
-from flashinfer_perf.routines.quantization.mxfp4_quantize import mxfp4_quantize, quantise
+from flashinfer_perf.routines.quantization.mxfp4_quantize import encoding_of, mxfp4_quantize, quantise
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 
@@ -73,7 +73,7 @@ def anvil(case, problem):
 @mxfp4_quantize.backend("rocket")
 def rocket(case, problem):
     """With a rocket."""
-    return Launch(quantise, kwargs={"x": problem["x"]}, returns=("packed", "scales"))
+    return Launch(quantise, kwargs={"x": problem["x"], "encoding": encoding_of(case)}, returns=("x_q", "sf"))
 '''
 
 
@@ -99,7 +99,7 @@ def test_it_is_listed(installed):
     assert "  acme_amplify: Multiplies by a number, as only Acme can." in lines
     assert "    + anvil" in lines
     ours = lines.index(next(line for line in lines if line.startswith("  mxfp4_quantize:")))
-    assert "    + rocket" in lines[ours : ours + 4]
+    assert "    + rocket" in lines[ours : ours + 5]
 
 
 def test_it_is_in_the_help(installed):
