@@ -215,11 +215,16 @@ class QuantisedElements:
     def _dequantised(
         self, truth: torch.Tensor, raw: torch.Tensor, scales: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What elements are worth, and what the nearest under the same scales would be."""
+        """What elements are worth, and what they should be: what they are, where that is explained, else what the
+        nearest under the same scales are worth. Where all are explained and the loss alone is too large, the truth.
+        """
         scale = self.format.decode(scales)[..., None]
-        found = self.format.ranks(raw).unflatten(-1, (-1, self.format.block))
-        right = self._nearest(truth.double().unflatten(-1, (-1, self.format.block)), scale)
-        return (self.format.values(found) * scale).flatten(-2), (self.format.values(right) * scale).flatten(-2)
+        right = truth.double().unflatten(-1, (-1, self.format.block))
+        ranks = self.format.ranks(raw).unflatten(-1, (-1, self.format.block))
+        value = self.format.values(ranks) * scale
+        explained = self._explained(right, ranks, scale) | self._of_no_worth(right, ranks, scales)
+        wanted = torch.where(explained, value, self.format.values(self._nearest(right, scale)) * scale)
+        return value.flatten(-2), (right if bool(explained.all()) else wanted).flatten(-2)
 
 
 EXACT = 1e-6
