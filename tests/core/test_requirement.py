@@ -10,6 +10,7 @@ import pytest
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.requirement import (
     capability,
+    capability_in,
     case_rule,
     host_memory,
     installed_version,
@@ -44,6 +45,7 @@ def test_looking_for_a_package_does_not_import_it():
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
     assert not is_installed("no_such_module_anywhere")
+    assert not is_installed("no_such_package_anywhere.module")
 
 
 def test_the_version_of_a_missing_distribution_says_so():
@@ -105,3 +107,23 @@ def test_a_rule_about_the_case_may_give_a_reason_of_its_own():
 
 def test_a_rule_about_the_case_is_met_when_only_the_machine_is_asked_about():
     assert case_rule("nothing", lambda case: False).unmet(CPU, None) is None
+
+
+def test_a_list_of_capabilities_admits_these_and_no_others():
+    """10.3 is not in between: libraries compile for each by itself."""
+    requirement = capability_in("9.0 10.0 11.0")
+    assert [requirement.unmet(gpu(*found), None) is None for found in ((9, 0), (10, 0), (10, 3), (11, 0), (8, 9))] == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert requirement.unmet(gpu(10, 3), None) == (
+        "it needs compute capability 9.0, 10.0 or 11.0, and this GPU has 10.3"
+    )
+    assert requirement.unmet(CPU, None) == (
+        "it needs a CUDA GPU of compute capability 9.0, 10.0 or 11.0, and this run is on 'cpu'"
+    )
+    assert requirement.on_capability
+    assert capability_in("10.7").text == "a CUDA GPU of compute capability 10.7"

@@ -68,6 +68,21 @@ def capability(*majors: int, minimum: str = "0.0") -> Requirement:
     return Requirement(f"a CUDA GPU of {text}", unmet, on_capability=True)
 
 
+def capability_in(capabilities: str) -> Requirement:
+    """A CUDA GPU of one of these compute capabilities, '9.0 10.0'; for libraries that list what they support."""
+    known = capabilities.split()
+    text = f"compute capability {' or '.join(part for part in (', '.join(known[:-1]), known[-1]) if part)}"
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        if machine.compute_capability is None:
+            return f"it needs a CUDA GPU of {text}, and this run is on {machine.device!r}"
+        if machine.compute_capability_text in known:
+            return None
+        return f"it needs {text}, and this GPU has {machine.compute_capability_text}"
+
+    return Requirement(f"a CUDA GPU of {text}", unmet, on_capability=True)
+
+
 def case_rule(text: str, met: Callable[[Any], bool], reason: str = "") -> Requirement:
     """A rule about the case's flags; ``reason`` is what to say when it is broken, by default the rule itself."""
 
@@ -91,7 +106,10 @@ def on_generations(majors: tuple[int, ...], rule: Requirement) -> Requirement:
 @functools.cache
 def is_installed(module: str) -> bool:
     """Whether it can be imported, found out without importing it."""
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
 
 
 def installed_version(distribution: str) -> str:
