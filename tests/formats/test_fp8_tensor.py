@@ -57,6 +57,18 @@ def test_elements_are_the_nearest():
 
 
 @each_format
+@pytest.mark.parametrize("shape", [(12, 32), (384,), (3, 4, 32), (2, 192)])
+def test_large_tensors_are_quantised_in_parts(monkeypatch, format, shape):
+    x = normal(*shape).transpose(0, -1)
+    whole = fp8.encode_tensor(x, format)
+    monkeypatch.setattr(fp8, "AT_A_TIME", 100)
+    in_parts = fp8.encode_tensor(x, format)
+    assert torch.equal(whole.scale, in_parts.scale)
+    assert torch.equal(whole.elements.float(), in_parts.elements.float())
+    assert whole.elements.stride() == in_parts.elements.stride()
+
+
+@each_format
 def test_zeros_have_scale_one(format):
     quantised = fp8.encode_tensor(torch.tensor([0.0, -0.0]), format)
     assert float(quantised.scale) == 1.0

@@ -10,6 +10,8 @@ from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
 
 LARGEST = {DType.FP8_E4M3: 448.0, DType.FP8_E5M2: 57344.0}
+AT_A_TIME = 1 << 26
+"""Elements that are quantised at a time: 256 MiB of them in fp32."""
 
 
 class Fp8Tensor(NamedTuple):
@@ -35,12 +37,29 @@ def encode_tensor(values: torch.Tensor, dtype: DType) -> Fp8Tensor:
     scale and product in the input's format, which rounds both once more.
     Infinities are not seen by the maximum and saturate; NaN is not either, and stays.
     """
-    wide = values.float()
-    size = torch.where(wide.isfinite(), wide.abs(), torch.zeros_like(wide))
-    amax = size.amax() if size.numel() else size.new_zeros(())
+    scale = _scale_of(values, dtype)
+    elements = torch.empty_like(values, dtype=dtype.torch)
+    for part, coded in zip(_parts(values), _parts(elements), strict=True):
+        coded.copy_(encode(part.float() / scale, dtype))
+    return Fp8Tensor(elements, scale)
+
+
+def _scale_of(values: torch.Tensor, dtype: DType) -> torch.Tensor:
+    amax = torch.stack([values.new_zeros((), dtype=torch.float32), *map(_largest, _parts(values))]).amax()
     scale = (amax / LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = torch.where(amax == 0, torch.ones_like(scale), scale)
-    return Fp8Tensor(encode(wide / scale, dtype), scale)
+    return torch.where(amax == 0, torch.ones_like(scale), scale)
+
+
+def _largest(part: torch.Tensor) -> torch.Tensor:
+    size = part.float().abs()
+    return torch.where(size.isfinite(), size, torch.zeros_like(size)).amax()
+
+
+def _parts(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Views of it along the first dimension, so that large tensors are never there in fp32 as a whole."""
+    if values.numel() <= AT_A_TIME:
+        return (values,) if values.numel() else ()
+    return values.split(max(AT_A_TIME * len(values) // values.numel(), 1))
 
 
 def decode_tensor(quantised: Fp8Tensor) -> torch.Tensor:
