@@ -58,6 +58,7 @@ class FlagSpec:
     since: Since = Since.UPSTREAM_0_6_2
     parse: Any = None
     metavar: str = ""
+    unheeded: str = ""
 
     @property
     def option(self) -> str:
@@ -96,11 +97,13 @@ def flag(
     since: Since = Since.UPSTREAM_0_6_2,
     parse: Any = None,
     metavar: str = "",
+    unheeded: str = "",
 ) -> Any:
     """Declares a field of a flags dataclass. ``minimum`` is inclusive, ``above`` exclusive.
 
     ``parse`` turns the typed text into the value where the annotated type's own constructor cannot; ``identity=False``
-    keeps the flag out of the case id; ``per_process`` flags count on the command line only, not on a testlist's line.
+    keeps the flag out of the case id; ``per_process`` flags count on the command line only, not on a testlist's line;
+    ``unheeded`` is what an [INFO] line says of a backend that ignores the flag, where a warning would be too much.
     """
     details = dict(
         help=help,
@@ -116,6 +119,7 @@ def flag(
         since=since,
         parse=parse,
         metavar=metavar,
+        unheeded=unheeded,
     )
     return field(default=default, kw_only=True, metadata={"flag": details})
 

@@ -140,6 +140,11 @@ class Record:
         """Timed in spite of its mismatch, because that was asked for."""
         return self.status is Status.MISMATCH and bool(self.options.get("allow_output_mismatch"))
 
+    @property
+    def label(self) -> str:
+        """The backend as the documents report it: ``cudnn_autotune`` after --autotune took effect."""
+        return f"{self.backend}_autotune" if self.case.get("autotune") else self.backend
+
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists, numbers and strings, ready for JSON."""
         return dataclasses.asdict(self)

@@ -197,7 +197,11 @@ class _CaseRun:
 
     def _ignored_by(self, backend: Backend) -> Iterator[Event]:
         for name in _typed_in_vain(self.case, backend.ignores):
-            yield Message(Severity.WARNING, f"--{name} is ignored by backend {backend.name}.")
+            unheeded = self.case.routine.specs[name].unheeded
+            if unheeded:
+                yield Message(Severity.INFO, f"{backend.name} {unheeded}")
+            else:
+                yield Message(Severity.WARNING, f"--{name} is ignored by backend {backend.name}.")
 
 
 def release_memory(machine: Machine) -> None:

@@ -77,7 +77,7 @@ def perf_lines(record: Record) -> list[str]:
     if measured is None:
         return []
     phases = [perf_line(name, summarise(times), None) for name, times in measured.phases_ms.items()]
-    return [*phases, perf_line(record.backend, measured.summary, record.work)]
+    return [*phases, perf_line(record.label, measured.summary, record.work)]
 
 
 def perf_line(label: str, summary: Summary, work: Work | None) -> str:

@@ -32,7 +32,7 @@ def text_of(value: Any) -> str:
 def _identity(record: Record) -> dict[str, Any]:
     return {
         "routine": record.routine,
-        "backend": record.backend,
+        "backend": record.label,
         "resolved_backend": record.resolved_backend,
         "status": record.status,
         "check": record.verdict.state,
