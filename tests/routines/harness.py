@@ -31,6 +31,7 @@ SMALL = {
     "sampling": "--batch_size 4 --vocab_size 30 --top_k 20",
     "quantization": "--m 3 --k 64",
     "nvfp4_batched_quantize": "--batch_size 2 --m 3 --k 64",
+    "gemm": "--m 8 --n 256 --k 256",
     "moe_comm": "--num_tokens 6 --hidden_size 10 --num_experts 4 --top_k 2",
 }
 """A small valid case of every family, or of a routine by its own name, for the tests that hold for all of them."""

@@ -1,0 +1,1 @@
+"""Matrix products, of 16-bit and quantised operands."""

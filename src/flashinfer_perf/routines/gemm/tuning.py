@@ -1,0 +1,110 @@
+"""--autotune: FlashInfer's tuner chooses a kernel's tactics before it is timed, and forgets them afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any
+
+from flashinfer_perf.core.routine import Fact
+from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.routines.gemm.flags import GemmFlags
+from flashinfer_perf.run.launch import Launch
+
+TUNING_FACTS = (
+    Fact("tactic", "what FlashInfer's tuner chose: runner and tactic; -1 is the runner's own default"),
+    Fact("tuning_ms", "time that tuning took, with compiling and building plans, before the timed calls"),
+)
+
+
+@contextlib.contextmanager
+def tuner() -> Iterator[None]:
+    """What the library's tuner learned inside is forgotten afterwards.
+
+    It remembers for the whole process: a later case without ``--autotune`` would run tuned, and say that it was not.
+    """
+    try:
+        yield
+    finally:
+        if "flashinfer.autotuner" in sys.modules:
+            flashinfer.autotuner.AutoTuner.get().clear_cache()
+
+
+def tuned(case: GemmFlags, launch: Launch, backend: str = "") -> Launch:
+    """The launch, after its tactics were measured if that is asked for; it says what will run.
+
+    The tuner measures at the first call inside its context. Outside, each call asks it again, and gets what was
+    found, or runner and tactic by default; a call that is listened to tells which. Without tuning there is one only
+    where the name stands for a choice.
+
+    Args:
+        launch: writes nothing but outputs, so that calls before the timed ones do no harm.
+        backend: by FlashInfer's name.
+    """
+    facts = {}
+    if case.autotune:
+        began = perf_counter()
+        with flashinfer.autotuner.autotune(True):
+            launch()
+        _wait(launch)
+        facts["tuning_ms"] = (perf_counter() - began) * 1e3
+    if not case.autotune and backend != "auto":
+        return launch
+    with _choices() as chosen:
+        launch()
+    if not chosen:  # a backend past the tuner
+        return dataclasses.replace(launch, facts={**launch.facts, **facts})
+    runner, tactic = chosen[-1]
+    if case.autotune:
+        facts["tactic"] = f"{runner} {tactic}"
+    resolved = backend_of(runner) if backend == "auto" else launch.resolved_backend
+    return dataclasses.replace(launch, facts={**launch.facts, **facts}, resolved_backend=resolved)
+
+
+RUNNERS = (
+    "cublaslt",
+    "cublas",
+    "cudnn",
+    "cutlass",
+    "cutedsllowlatency",
+    "cutedsl",
+    "tgv",
+    "tinygemm",
+    "trtllm",
+    "b12x",
+)
+NAMES = {"cutedsl": "cute-dsl", "cutedsllowlatency": "cutedsl_low_latency"}
+
+
+def backend_of(runner: str) -> str:
+    """'CublasFp8GemmRunner' -> 'cublas': the backend that a runner's class belongs to; of an unknown one the class."""
+    found = next((name for name in RUNNERS if runner.lower().startswith(name)), runner)
+    return NAMES.get(found, found)
+
+
+@contextlib.contextmanager
+def _choices() -> Iterator[list[tuple[str, Any]]]:
+    """The (runner, tactic) that the library's tuner chooses inside."""
+    library = flashinfer.autotuner.AutoTuner.get()
+    chosen: list[tuple[str, Any]] = []
+    choose = library.choose_one
+
+    def choose_one(*args: Any, **kwargs: Any) -> Any:
+        runner, tactic = choose(*args, **kwargs)
+        chosen.append((type(runner).__name__, tactic))
+        return runner, tactic
+
+    library.choose_one = choose_one
+    try:
+        yield chosen
+    finally:
+        del library.choose_one
+
+
+def _wait(launch: Launch) -> None:
+    device = next(launch.written()).device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,58 @@
+"""Requirements of FlashInfer's backends are those that the installed library declares."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.routines import all_routines
+
+gemm = pytest.importorskip("flashinfer").gemm
+
+EVERY = [75, 80, 86, 87, 89, 90, 100, 103, 107, 110, 120, 121]
+SAME_NAMES = {
+    "bmm_fp8": ("cudnn", "cublas", "cutlass", "cute-dsl"),
+}
+"""Backends that the library knows by the same name."""
+
+
+def capabilities_of(routine: str, backend: str) -> set[int]:
+    """Those that the capability's own requirement admits."""
+    (requirement,) = (r for r in all_routines()[routine].backends[backend].requires if r.on_capability)
+    machines = {cc: Machine("cuda:0", "a GPU", compute_capability=(cc // 10, cc % 10)) for cc in EVERY}
+    return {cc for cc, machine in machines.items() if requirement.unmet(machine, None) is None}
+
+
+@pytest.mark.parametrize(("routine", "backend"), [(r, b) for r, names in SAME_NAMES.items() for b in names])
+def test_capabilities_are_the_librarys(routine, backend):
+    function = getattr(gemm, routine)
+    assert capabilities_of(routine, backend) == {cc for cc in EVERY if function.is_backend_supported(backend, cc)}
+
+
+@pytest.mark.parametrize("routine", SAME_NAMES)
+def test_no_backend_of_the_library_is_left_out(routine):
+    function = getattr(gemm, routine)
+    names = all_routines()[routine].backends
+    known = [
+        "cudnn",
+        "cublas",
+        "cublaslt",
+        "cutlass",
+        "trtllm",
+        "tgv",
+        "tinygemm",
+        "cutile",
+        "cute-dsl",
+        "cutedsl_low_latency",
+        "b12x",
+        "cake",
+        "trtllm_low_latency",
+    ]
+    assert {name for name in known if function.has_backend(name)} <= set(names)
+
+
+@pytest.mark.parametrize("routine", SAME_NAMES)
+def test_auto_runs_where_one_of_them_runs(routine):
+    if "auto" in all_routines()[routine].backends:
+        function = getattr(gemm, routine)
+        assert capabilities_of(routine, "auto") <= {cc for cc in EVERY if function.is_compute_capability_supported(cc)}
