@@ -92,6 +92,8 @@ class Contract:
         self.__signature__ = self._declaration.signature
         self.calls: list[dict[str, Any]] = []
         self._is_backend_supported = getattr(original, "is_backend_supported", None)
+        if self._is_backend_supported and not original.has_backend_choices():  # type: ignore[attr-defined]
+            self._is_backend_supported = None
 
     @property
     def call(self) -> dict[str, Any]:
