@@ -12,8 +12,14 @@ gemm = pytest.importorskip("flashinfer").gemm
 EVERY = [75, 80, 86, 87, 89, 90, 100, 103, 107, 110, 120, 121]
 SAME_NAMES = {
     "bmm_fp8": ("cudnn", "cublas", "cutlass", "cute-dsl"),
+    "gemm_fp8_nt_groupwise": ("cutlass", "trtllm", "cutile"),
 }
 """Backends that the library knows by the same name."""
+LEFT_OUT: set[tuple[str, str]] = set()
+KNOWN = (
+    *("cudnn", "cublas", "cublaslt", "cutlass", "trtllm", "tgv", "tinygemm", "cutile", "cute-dsl", "b12x", "cake"),
+    *("cutedsl_low_latency", "trtllm_low_latency"),
+)
 
 
 def capabilities_of(routine: str, backend: str) -> set[int]:
@@ -29,26 +35,21 @@ def test_capabilities_are_the_librarys(routine, backend):
     assert capabilities_of(routine, backend) == {cc for cc in EVERY if function.is_backend_supported(backend, cc)}
 
 
+@pytest.mark.parametrize("backend", ["cutlass", "cutile"])
+def test_capabilities_of_the_grouped_product_are_the_librarys(backend):
+    """It has a list for all of them."""
+    function = gemm.group_gemm_fp8_nt_groupwise
+    supported = {cc for cc in EVERY if function.is_compute_capability_supported(cc)}
+    assert capabilities_of("group_gemm_fp8_nt_groupwise", backend) == supported
+
+
 @pytest.mark.parametrize("routine", SAME_NAMES)
 def test_no_backend_of_the_library_is_left_out(routine):
     function = getattr(gemm, routine)
-    names = all_routines()[routine].backends
-    known = [
-        "cudnn",
-        "cublas",
-        "cublaslt",
-        "cutlass",
-        "trtllm",
-        "tgv",
-        "tinygemm",
-        "cutile",
-        "cute-dsl",
-        "cutedsl_low_latency",
-        "b12x",
-        "cake",
-        "trtllm_low_latency",
-    ]
-    assert {name for name in known if function.has_backend(name)} <= set(names)
+    theirs = {(routine, name) for name in KNOWN if function.has_backend(name)}
+    assert theirs - {(routine, name) for name in SAME_NAMES[routine]} == {
+        pair for pair in LEFT_OUT if pair[0] == routine
+    }
 
 
 @pytest.mark.parametrize("routine", SAME_NAMES)

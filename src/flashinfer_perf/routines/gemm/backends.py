@@ -78,11 +78,6 @@ tiles_of_128 = case_rule(
     lambda case: case.tile_size == 128,
     "the kernel's scales are those of tiles of 128; leave --tile_size at 128",
 )
-whole_quads = case_rule(
-    "m divisible by 4",
-    lambda case: case.m % 4 == 0,
-    "the kernel reads scales of 4 rows at a time (16 bytes): m must be divisible by 4",
-)
 k_major = case_rule(
     "scale_major_mode K",
     lambda case: case.scale_major_mode == "K",
