@@ -97,6 +97,8 @@ It shifts the products to the exponent of the largest addend and cuts them off t
 own precision; we allow two bits less, since cutting off is not rounding. For FP8 on Hopper 13 bits behind the point
 are kept: DeepSeek-V3 (arXiv:2412.19437, section 3.3.2) found "around 14 bits". Nothing narrower is taken for newer
 GPUs, nor for FP4 operands, though theirs may be better: that was not measured.
+Measured on an H100 with cuBLAS, k = 7168, 4096 x 4096 outputs: beyond the output's rounding, the worst element erred by
+0.68 of what this allows with FP8 and fast accumulation, by 0.015 of it without, by 0.17 with bfloat16.
 """
 ENOUGH_FOR_A_NORM = 64
 """Outputs. The norm of fewer can be small by chance, and the relative error large with it."""

@@ -56,6 +56,26 @@ def test_torch_passes(input_dtype, mat2_dtype, out_dtype, sizes):
     assert_passes(run(NAME, flags, "torch"))
 
 
+@pytest.mark.parametrize("formats", ["", "--input_dtype fp8_e5m2", "--mat2_dtype fp8_e5m2"])
+def test_pytorchs_scaled_product_passes(formats, monkeypatch):
+    """PyTorch has one for the CPU, too."""
+    monkeypatch.setattr("flashinfer_perf.routines.gemm.eager.has_fp8_units", lambda device: True)
+    record = run(NAME, f"--batch_size 3 --m 5 --n 32 --k 160 {formats}", "torch")
+    assert_passes(record)
+    assert record.resolved_backend == "torch._scaled_mm"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--m 5 --n 24 --k 160", "--m 5 --n 32 --k 24", "--m 5 --n 32 --k 32 --input_dtype fp8_e5m2 --mat2_dtype fp8_e5m2"],
+)
+def test_what_pytorchs_scaled_product_does_not_take_is_dequantised(flags, monkeypatch):
+    monkeypatch.setattr("flashinfer_perf.routines.gemm.eager.has_fp8_units", lambda device: True)
+    record = run(NAME, flags, "torch")
+    assert_passes(record)
+    assert record.resolved_backend == "torch"
+
+
 @pytest.mark.parametrize("flags", [CASE, "--m 16 --n 128 --k 4096"])
 def test_what_is_wrong_with_an_output_is_caught(flags):
     assert_outputs_are_judged(NAME, flags)

@@ -12,6 +12,9 @@ gemm = pytest.importorskip("flashinfer").gemm
 EVERY = [75, 80, 86, 87, 89, 90, 100, 103, 107, 110, 120, 121]
 SAME_NAMES = {
     "bmm_fp8": ("cudnn", "cublas", "cutlass", "cute-dsl"),
+    "mm_bf16": ("cudnn", "cublaslt", "cutlass", "tgv", "tinygemm", "cutile", "cute-dsl"),
+    "bmm_bf16": ("cudnn", "cutlass", "tgv", "cutile", "cake"),
+    "mm_fp8": ("trtllm_low_latency", "cutedsl_low_latency", "cublas", "cudnn", "cutlass"),
     "gemm_fp8_nt_groupwise": ("cutlass", "trtllm", "cutile"),
 }
 """Backends that the library knows by the same name."""
