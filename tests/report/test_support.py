@@ -14,6 +14,7 @@ DIFFERENCES = {
     ("gemm_fp8_nt_groupwise", "cutlass", "12.0", True),
     ("group_gemm_fp8_nt_groupwise", "cutlass", "12.0", True),
     ("bmm_fp8", "cutlass", "12.0", True),
+    ("mm_fp4", "cutlass", "12.0", True),
     ("mxfp4_quantize", "cuda", "12.0", True),
     ("nvfp4_quantize", "cuda", "12.0", True),
     ("nvfp4_batched_quantize", "cuda", "12.0", True),

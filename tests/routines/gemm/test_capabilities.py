@@ -15,10 +15,14 @@ SAME_NAMES = {
     "mm_bf16": ("cudnn", "cublaslt", "cutlass", "tgv", "tinygemm", "cutile", "cute-dsl"),
     "bmm_bf16": ("cudnn", "cutlass", "tgv", "cutile", "cake"),
     "mm_fp8": ("trtllm_low_latency", "cutedsl_low_latency", "cublas", "cudnn", "cutlass"),
+    "mm_fp4": ("cudnn", "trtllm", "cutlass", "cute-dsl", "cutedsl_low_latency", "b12x"),
+    "mm_mxfp8": ("cutlass", "trtllm", "cute-dsl", "cutedsl_low_latency", "cudnn", "b12x"),
+    "bmm_mxfp8": ("cudnn", "cutlass"),
     "gemm_fp8_nt_groupwise": ("cutlass", "trtllm", "cutile"),
 }
 """Backends that the library knows by the same name."""
-LEFT_OUT: set[tuple[str, str]] = set()
+LEFT_OUT = {("mm_fp4", "cake")}
+"""It multiplies activations with a global scale for every row, which the routine has not got."""
 KNOWN = (
     *("cudnn", "cublas", "cublaslt", "cutlass", "trtllm", "tgv", "tinygemm", "cutile", "cute-dsl", "b12x", "cake"),
     *("cutedsl_low_latency", "trtllm_low_latency"),

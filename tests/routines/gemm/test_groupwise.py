@@ -195,10 +195,10 @@ def test_wrong_arguments_are_caught(name, case, mode):
     changes = {
         "A's scales forgotten": replaced("a_scale", torch.ones_like),
         "B's scales forgotten": replaced("b_scale", torch.ones_like),
-        "the neighbouring tile's scales of A": replaced("a_scale", lambda s: varied(s).roll(1, tiles)),
-        "the neighbouring row's scales": replaced("a_scale", lambda s: varied(s).roll(1, rows)),
-        "the neighbouring tile's scales of B along k": replaced("b_scale", lambda s: varied(s).roll(1, tiles)),
-        "the neighbouring tile's scales of B along n": replaced("b_scale", lambda s: varied(s).roll(1, rows)),
+        "the neighbouring tile's scales of A": replaced("a_scale", lambda s: s.roll(1, tiles)),
+        "the neighbouring row's scales": replaced("a_scale", lambda s: s.roll(1, rows)),
+        "the neighbouring tile's scales of B along k": replaced("b_scale", lambda s: s.roll(1, tiles)),
+        "the neighbouring tile's scales of B along n": replaced("b_scale", lambda s: s.roll(1, rows)),
         "A's scales twice": replaced("a_scale", lambda s: s * s),
         "half of k": short_by(192),
         "the last tile": short_by(128),
@@ -212,14 +212,8 @@ def test_wrong_arguments_are_caught(name, case, mode):
     assert_all_caught(name, changes, f"{case} {mode}")
 
 
-def varied(scales: torch.Tensor) -> torch.Tensor:
-    """Scales are powers of two and many neighbours are equal; half of them are doubled, to see a shift for sure."""
-    assert not torch.equal(scales, scales.flip(-1)) or scales.numel() > 1
-    return scales * torch.where(torch.arange(scales.numel()).view(scales.shape) % 2 == 0, 1.0, 2.0)
-
-
 def in_the_other_mode(scales: torch.Tensor) -> torch.Tensor:
-    return varied(scales).mT.reshape(scales.shape)
+    return scales.mT.reshape(scales.shape)
 
 
 def one_changed(scales: torch.Tensor) -> torch.Tensor:
@@ -267,15 +261,18 @@ def test_both_modes_are_the_same_numbers():
     assert torch.equal(by_rows.truth()["out"], by_tiles.truth()["out"])
 
 
-def test_operands_are_normal_and_outputs_have_a_standard_deviation_of_one():
+def test_operands_are_normal_half_of_the_tiles_smaller():
     _, problem = problem_of(PLAIN, "--m 64 --n 128 --k 512 --scale_major_mode K")
     a = fp8_tiles.decode(fp8_tiles.Fp8Tiles(problem["a"], problem["a_scale"]), (1, 128))
     b = fp8_tiles.decode(fp8_tiles.Fp8Tiles(problem["b"], problem["b_scale"]), (128, 128))
-    assert float(a.std()) == pytest.approx(1, abs=0.02)
-    assert float(b.std()) == pytest.approx(1 / math.sqrt(512), rel=0.02)
+    tiles = a.unflatten(1, (-1, 128)).std(dim=-1)
+    assert 0.4 < float((tiles < 0.75).float().mean()) < 0.6
+    assert float(tiles[tiles < 0.75].mean()) == pytest.approx(0.5, rel=0.02)
+    assert float(tiles[tiles > 0.75].mean()) == pytest.approx(1, rel=0.02)
+    assert {round(float(part.std()) * 2 * math.sqrt(512), 1) for part in b.split(128, dim=1)} <= {1.0, 2.0}
     out = problem.truth()["out"]
     assert torch.equal(out, a @ b.T) or torch.allclose(out, a @ b.T, rtol=1e-5, atol=1e-5)
-    assert float(out.std()) == pytest.approx(1, abs=0.05)
+    assert 0.4 < float(out.std()) < 0.9  # 5/8 of many tiles; these are four
 
 
 def test_large_operands_and_truths_are_made_in_parts(monkeypatch):

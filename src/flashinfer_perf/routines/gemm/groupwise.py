@@ -60,7 +60,8 @@ def operands(case: GemmFlags, make: TensorFactory, groups: int | None = None) ->
 
     Returns:
         a and b in e4m3; a_scale and b_scale in fp32, with ``scale_major_mode`` K (rows, tiles along k), with MN
-        (tiles along k, rows), contiguous. B is drawn with a standard deviation of 1 / sqrt(k), so that outputs have 1.
+        (tiles along k, rows), contiguous. Tiles of A have a standard deviation of 1 or 1/2, those of B of 1 / sqrt(k) or
+        half of that, so that outputs have 5/8.
     """
     tile, outer = case.tile_size, () if groups is None else (groups,)
     a, a_scale = inputs.tiled_fp8(make, "a", ((groups or 1) * case.m, case.k), (1, tile))
@@ -84,7 +85,7 @@ def check(case: GemmFlags, groups: int = 1) -> Close:
         case.k,
         case.out_dtype,
         operand_bits=8,
-        rms=1 / math.sqrt(case.k),
+        rms=inputs.MEAN_SQUARE_OF_HALVED / math.sqrt(case.k),
         outputs=groups * case.m * case.n,
         promoted_every=case.tile_size,
     )

@@ -14,6 +14,8 @@ from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.gemm.flags import GemmFlags
 from flashinfer_perf.run.factory import TensorFactory
 
+MEAN_SQUARE_OF_HALVED = (1 + 0.25) / 2
+"""Of what tiles are multiplied by when every second one is halved."""
 AT_A_TIME = 1 << 26
 """Elements that are quantised at a time; a format takes several fp32 copies of them on its way."""
 
@@ -34,7 +36,11 @@ def transposed_fp8(make: TensorFactory, name: str, shape: Sequence[int], dtype: 
 def tiled_fp8(
     make: TensorFactory, name: str, shape: Sequence[int], tile: tuple[int, int], std: float = 1.0
 ) -> Fp8Tiles:
-    """(…, rows, k) normal numbers with a scale for every tile, drawn and quantised some rows at a time."""
+    """(…, rows, k) normal numbers with a scale for every tile, drawn and quantised some rows at a time.
+
+    Every second tile, by chance, is halved: the largest elements of tiles are so much alike that nearly all tiles would
+    have one and the same power of two for a scale, and a kernel that takes a neighbour's would be right.
+    """
     *outer, rows, k = shape
     down, across = tile
     make.reserve(name, shape, DType.FP8_E4M3)
@@ -47,7 +53,8 @@ def tiled_fp8(
         quantised = fp8_tiles.encode(drawn * std, tile)
         elements[part] = quantised.elements
         scales[part.start // down : part.stop // down] = quantised.scales
-    return Fp8Tiles(elements.view(shape), scales.view(*outer, rows // down, -1))
+    halved = torch.randint(2, scales.shape, device=make.device, generator=make.generator(f"{name}_scale", make.device))
+    return Fp8Tiles(elements.view(shape), torch.ldexp(scales, -halved).view(*outer, rows // down, -1))
 
 
 def drawn_rows(

@@ -83,11 +83,9 @@ def tiled(elements: torch.Tensor, scales: torch.Tensor, tile: tuple[int, int]) -
     return decoded
 
 
-def mxfp8_rows(elements: torch.Tensor, scales: torch.Tensor) -> Rows:
-    """Of E4M3 (rows, k) with E8M0 scales in 128x4 tiles."""
-    shape = (elements.shape[0], elements.shape[1] // mxfp8.BLOCK)
-    linear = restore(scales, "128x4", shape)
-    return lambda rows: mxfp8.decode(Mxfp8(elements[rows], linear[rows]))
+def block_rows(elements: torch.Tensor, scales: torch.Tensor) -> Rows:
+    """Of MXFP8: E4M3 (rows, k) with E8M0 scales (rows, blocks)."""
+    return lambda rows: mxfp8.decode(Mxfp8(elements[rows], scales[rows]))
 
 
 def nvfp4_rows(packed: torch.Tensor, scales: torch.Tensor, layout: str) -> Rows:
