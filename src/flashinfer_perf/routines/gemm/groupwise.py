@@ -59,8 +59,8 @@ def operands(case: GemmFlags, make: TensorFactory, groups: int | None = None) ->
             rows of a group after those of the one before, and b (groups, n, k).
 
     Returns:
-        a and b in e4m3; a_scale and b_scale in fp32, with ``scale_major_mode`` K (rows, tiles along k), with MN
-        (tiles along k, rows), contiguous. Tiles of A have a standard deviation of 1 or 1/2, those of B of 1 / sqrt(k) or
+        a and b in e4m3; a_scale and b_scale in fp32, contiguous: (rows, tiles along k) with ``scale_major_mode`` K,
+        (tiles along k, rows) with MN. Tiles of A have a standard deviation of 1 or 1/2, those of B of 1 / sqrt(k) or
         half of that, so that outputs have 5/8.
     """
     tile, outer = case.tile_size, () if groups is None else (groups,)
