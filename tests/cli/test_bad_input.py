@@ -40,7 +40,7 @@ OF_TOP_K = "--backends of top_k_sampling_from_probs"
         (f"{MXFP4} 7", "stray word '7': no flag before it takes it"),
         # routines
         ("--m 16 --k 64", "--routine is missing; --list shows all routines"),
-        ("--routine mxfp4", f"unknown routine 'mxfp4'. Did you mean 'mxfp4_quantize'? {SEE_LIST}"),
+        ("--routine mxfp4_quant", f"unknown routine 'mxfp4_quant'. Did you mean 'mxfp4_quantize'? {SEE_LIST}"),
         ("--routine zzz", f"unknown routine 'zzz'. {SEE_LIST}"),
         # backends and formats
         (f"{TOP_K} --backends cudo", f"{OF_TOP_K}: 'cudo' is not one of cuda, torch. Did you mean 'cuda'?"),

@@ -35,6 +35,10 @@ FAMILIES = {
         m= k= input_dtype= is_sf_swizzled_layout no_sf_swizzled_layout alignment= enable_pdl backends+ batch_size=
         global_scale= sf_layout= do_shuffle sf_vec_size=
     """,
+    "gemm": """
+        batch_size= m= n= k= tile_size= group_size= scale_major_mode= input_dtype= mat2_dtype= out_dtype= mma_sm=
+        backends+ use_128x4_sf_layout use_nvfp4 autotune
+    """,
     "sampling": """
         batch_size= vocab_size= input_dtype= top_k= top_p= min_p= temperature= filter_apply_order=
         num_speculate_tokens= max_len= num_rows= backends+

@@ -367,8 +367,8 @@ def test_compute_capability_12_computes_one_group_only(backend):
     ("flags", "says"),
     [
         ("--m 4 --n 128", "missing required flag --k"),
-        ("--m 4 --n 128 --k 192", "k (192) must be divisible by tile_size (128)"),
-        ("--m 4 --n 192 --k 128", "n (192) must be divisible by tile_size (128)"),
+        ("--m 4 --n 128 --k 192", "tile_size (128) must divide k (192)"),
+        ("--m 4 --n 192 --k 128", "tile_size (128) must divide n (192)"),
         (f"{CASE} --tile_size 0", "--tile_size must be at least 1"),
         (f"{CASE} --scale_major_mode NM", "--scale_major_mode: 'NM' is not one of MN, K"),
         (f"{CASE} --out_dtype float32", "--out_dtype: 'float32' is not one of bfloat16, float16"),

@@ -70,10 +70,7 @@ def shuffled(packed: torch.Tensor, scales: torch.Tensor, columns: int) -> tuple[
     return shuffle_rows(packed), arrange(shuffle_rows(linear), WEIGHT_LAYOUT)
 
 
-Operand = Callable[[torch.Tensor, torch.Tensor, str], reference.Rows]
-
-
-def decoder(use_nvfp4: bool) -> Operand:
+def decoder(use_nvfp4: bool) -> Callable[[torch.Tensor, torch.Tensor, str], reference.Rows]:
     """Rows of an operand in fp32, before the global scale."""
     return reference.nvfp4_rows if use_nvfp4 else reference.mxfp4_rows
 

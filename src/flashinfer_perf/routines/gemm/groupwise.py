@@ -24,8 +24,8 @@ PADDED_TILES = 4
 """cuBLAS reads B's scales with the tiles along k fastest, padded to a multiple of so many."""
 
 RULES = (
-    Rule(lambda case: case.k % case.tile_size == 0, "k ({k}) must be divisible by tile_size ({tile_size})"),
-    Rule(lambda case: case.n % case.tile_size == 0, "n ({n}) must be divisible by tile_size ({tile_size})"),
+    Rule(lambda case: case.k % case.tile_size == 0, "tile_size ({tile_size}) must divide k ({k})"),
+    Rule(lambda case: case.n % case.tile_size == 0, "tile_size ({tile_size}) must divide n ({n})"),
 )
 
 whole_quads = case_rule(
