@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 
-def scaled_mm_v2(a, b, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias, out_dtype, *, out):
+def scaled_mm_v2(
+    a, b, scale_a, recipe_a, swizzle_a, scale_b, recipe_b, swizzle_b, bias, out_dtype, contraction, fast, *, out
+):
     """Refuses what it refused there, and computes the rest in fp32."""
     scaling = torch.nn.functional.ScalingType
     (scale_a,), (scale_b,) = scale_a, scale_b
     assert (recipe_a, recipe_b) == ([scaling.BlockWise1x128.value], [scaling.BlockWise128x128.value])
-    assert (swizzle_a, swizzle_b, bias) == ([], [], None)
+    assert (swizzle_a, swizzle_b, bias, contraction, fast) == ([], [], None, (), False)
     (m, k), n = a.shape, b.shape[1]
     assert a.dtype is b.dtype is torch.float8_e4m3fn
     assert a.is_contiguous()

@@ -135,8 +135,7 @@ def test_the_call_fits_pytorchs_declaration():
     assert declared[:10] == [
         *("self", "mat2", "scale_a", "recipe_a", "swizzle_a", "scale_b", "recipe_b", "swizzle_b", "bias", "out_dtype")
     ]
-    assert declared[-1] == "out"
-    assert all(argument.has_default_value() for argument in torch.ops.aten._scaled_mm_v2.out._schema.arguments[10:-1])
+    assert declared[10:] == ["contraction_dim", "use_fast_accum", "out"]
 
 
 @each

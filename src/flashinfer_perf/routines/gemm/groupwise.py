@@ -135,5 +135,7 @@ def block_scaled(
         [],
         None,
         out.dtype,
+        (),  # contraction_dim
+        False,  # use_fast_accum, which this product has not got
         out=out,
     )
