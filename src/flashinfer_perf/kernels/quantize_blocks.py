@@ -1,0 +1,110 @@
+"""The kernels of the block quantisers; ``quantize`` calls them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flashinfer_perf.kernels import block_tiles, e2m1, e4m3, e8m0
+
+WORD = tl.constexpr(tl.pointer_type(tl.uint32))
+SIXTH = tl.constexpr(0.16666667163372040)
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
+
+
+@triton.jit
+def _floats(words, HALF: tl.constexpr):
+    """Eight tensors of a piece's elements in order, and the largest magnitude of each block; zero if all are NaN."""
+    w0, w1, w2, w3 = block_tiles.split_four(words)
+    v0, v1 = block_tiles.two_floats(w0, HALF)
+    v2, v3 = block_tiles.two_floats(w1, HALF)
+    v4, v5 = block_tiles.two_floats(w2, HALF)
+    v6, v7 = block_tiles.two_floats(w3, HALF)
+    left = block_tiles.larger(block_tiles.larger(v0, v1), block_tiles.larger(v2, v3))
+    right = block_tiles.larger(block_tiles.larger(v4, v5), block_tiles.larger(v6, v7))
+    largest = tl.maximum(tl.max(tl.maximum(left, right), axis=2), 0.0)
+    return v0, v1, v2, v3, v4, v5, v6, v7, largest
+
+
+@triton.jit
+def _scale(largest, global_scale, FORMAT: tl.constexpr):
+    """Scale bytes of blocks, and the factors that elements are multiplied by."""
+    if FORMAT == "mxfp8":
+        return e8m0.scale_up(largest, 8, 0x600000)
+    if FORMAT == "mxfp4":
+        return e8m0.scale_up(largest, 2, 0x400000)
+    return _nvfp4_scale(largest, global_scale)
+
+
+@triton.jit
+def _nvfp4_scale(largest, global_scale):
+    """As ``formats.nvfp4``, operation by operation: another order gives other codes at ties."""
+    code, scale = e4m3.round_scale(_flushed(global_scale * _flushed(largest * SIXTH)))
+    factor = tl.div_rn(1.0, scale * _flushed(tl.div_rn(1.0, global_scale)))
+    return code, tl.where(largest == 0.0, 0.0, factor)
+
+
+@triton.jit
+def _flushed(value):
+    return tl.where(value < SMALLEST_NORMAL, 0.0, value)
+
+
+@triton.jit
+def quantize_blocks(
+    x,
+    values,
+    scales,
+    global_scale,
+    rows,
+    padded_rows,
+    blocks,
+    out_blocks,
+    FORMAT: tl.constexpr,
+    HALF: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    SHUFFLED: tl.constexpr,
+    HARDWARE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """A tile of ROWS slots and BLOCKS blocks. Rows are those of a batch entry; ``out_blocks`` counts the blocks of zeros
+    that fill a row up to its alignment, ``padded_rows`` the rows of a layout's last tile.
+    """
+    WORDS: tl.constexpr = 8 if FORMAT == "nvfp4" else 16
+    OUT_WORDS: tl.constexpr = WORDS // 2 if FORMAT == "mxfp8" else WORDS // 4
+    first = tl.program_id(1) * ROWS
+    batch = tl.program_id(2).to(tl.int64)
+    span = (first // block_tiles.SPAN).to(tl.int64)
+    slot = first % block_tiles.SPAN + tl.arange(0, ROWS)
+    block = (tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS))[None, :]
+
+    row = block_tiles.row_of_slot(slot, LAYOUT)
+    origin = batch * rows + span * block_tiles.SPAN
+    present = (row < rows - span * block_tiles.SPAN)[:, None]
+    source = block_tiles.source_row(row, SHUFFLED)[:, None] * (blocks * WORDS) + block * WORDS
+    block_words = x.to(WORD, bitcast=True) + origin * blocks * WORDS + source
+    words = block_tiles.load_words(block_words, present & (block < blocks), WORDS, WHOLE)
+
+    v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
+    if FORMAT == "nvfp4":
+        byte, factor = _scale(largest, tl.load(global_scale), FORMAT)
+    else:
+        byte, factor = _scale(largest, 0.0, FORMAT)
+    f = factor[:, :, None]
+
+    target = row[:, None] * (out_blocks * OUT_WORDS) + block * OUT_WORDS
+    out = values.to(WORD, bitcast=True) + origin * out_blocks * OUT_WORDS + target
+    if FORMAT == "mxfp8":
+        low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
+        high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
+        packed = tl.join(low, high).reshape(ROWS, BLOCKS, OUT_WORDS)
+    else:
+        packed = e2m1.pack_eight(v0 * f, v1 * f, v2 * f, v3 * f, v4 * f, v5 * f, v6 * f, v7 * f)
+    word = tl.arange(0, OUT_WORDS)[None, None, :]
+    tl.store(out[:, :, None] + word, packed, (present & (block < out_blocks))[:, :, None])
+
+    padded_blocks = out_blocks if LAYOUT == "linear" else tl.cdiv(out_blocks, 4) * 4
+    within = (slot < padded_rows - span * block_tiles.SPAN)[:, None] & (block < padded_blocks)
+    place = block_tiles.scale_offset(span, slot[:, None], block, out_blocks, LAYOUT)
+    tl.store(scales + batch * padded_rows * padded_blocks + place, byte.to(tl.uint8), within)

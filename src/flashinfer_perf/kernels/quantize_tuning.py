@@ -1,0 +1,33 @@
+"""How quantisers cut their work, by output format and GPU."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Capability = tuple[int, int]
+
+
+class QuantizeTiling(NamedTuple):
+    """A program's share and how it reads it."""
+
+    rows: int
+    """A power of two, 128 at most: a multiple of 4 writes scales of 128x4 in whole sectors."""
+    blocks: int
+    """Of a row: a power of two, 4 at least."""
+    warps: int
+    whole: bool
+    """A thread reads whole blocks, rather than 16 bytes of one; see ``block_tiles.load_words``."""
+
+
+DEFAULT = {
+    "mxfp8": QuantizeTiling(rows=32, blocks=4, warps=4, whole=True),
+    "mxfp4": QuantizeTiling(rows=32, blocks=4, warps=4, whole=True),
+    "nvfp4": QuantizeTiling(rows=32, blocks=8, warps=4, whole=True),
+}
+BY_CAPABILITY: dict[Capability, dict[str, QuantizeTiling]] = {(9, 0): {}}
+"""What measurements made better than the default."""
+
+
+def tiling(format: str, capability: Capability) -> QuantizeTiling:
+    """Of an output format (mxfp8, mxfp4 or nvfp4) on a GPU of that compute capability."""
+    return BY_CAPABILITY.get(capability, {}).get(format, DEFAULT[format])
