@@ -1,8 +1,9 @@
 """Tiles of a matrix whose rows are cut into blocks with a scale each: which rows and blocks a program has, where their
 scales go, and how a block's elements come into registers.
 
-A program has ``ROWS`` slots of ``BLOCKS`` blocks. Slots are counted in the order in which scales lie in memory, so that
-a tile of 128x4 is written as 512 bytes in a row, whatever rows they belong to.
+A program has ``ROWS`` slots of ``BLOCKS`` blocks, all in one axis, so that neighbouring threads have neighbouring
+blocks. Slots are counted in the order in which scales lie in memory, so that a tile of 128x4 is written as 512 bytes in
+a row, whatever rows they belong to.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def scale_offset(span, slot, block, blocks, LAYOUT: tl.constexpr):
     Args:
         span: number of the span, int64.
         slot: within the span.
-        block: column of the scale; as a row, where ``slot`` is a column.
+        block: column of the scale.
         blocks: in a row of the output, padding not counted.
     """
     across = tl.cdiv(blocks, 4)
@@ -50,34 +51,32 @@ def scale_offset(span, slot, block, blocks, LAYOUT: tl.constexpr):
 
 @triton.jit
 def load_words(block_words, inside, WORDS: tl.constexpr, WHOLE: tl.constexpr):
-    """A block's elements, two to a 32-bit word: uint32 (rows, blocks, pieces, 4), zeros where not inside.
+    """Elements of blocks, two to a 32-bit word: uint32 (blocks, pieces, 4), zeros where not inside.
 
     Args:
-        block_words: (rows, blocks) pointers to a block's first word.
+        block_words: (blocks,) pointers to a block's first word.
         WHOLE: a thread reads whole blocks, piece by piece of 16 bytes, so that it finds a block's maximum alone;
             otherwise neighbouring threads read a block's pieces, so that a warp reads consecutive memory.
     """
-    ROWS: tl.constexpr = block_words.shape[0]
-    BLOCKS: tl.constexpr = block_words.shape[1]
+    COUNT: tl.constexpr = block_words.shape[0]
     if WHOLE:
-        pointers = block_words[:, :, None] + tl.arange(0, 4)[None, None, :]
-        mask = inside[:, :, None]
+        pointers = block_words[:, None] + tl.arange(0, 4)[None, :]
+        mask = inside[:, None]
         if WORDS == 8:
             words = tl.join(tl.load(pointers, mask, 0), tl.load(pointers + 4, mask, 0))
         else:
             evens = tl.join(tl.load(pointers, mask, 0), tl.load(pointers + 8, mask, 0))
             odds = tl.join(tl.load(pointers + 4, mask, 0), tl.load(pointers + 12, mask, 0))
-            words = tl.join(evens, odds).reshape(ROWS, BLOCKS, 4, 4)
-        return words.permute(0, 1, 3, 2)
-    words = tl.load(block_words[:, :, None] + tl.arange(0, WORDS)[None, None, :], inside[:, :, None], 0)
-    return words.reshape(ROWS, BLOCKS, WORDS // 4, 4)
+            words = tl.join(evens, odds).reshape(COUNT, 4, 4)
+        return words.permute(0, 2, 1)
+    words = tl.load(block_words[:, None] + tl.arange(0, WORDS)[None, :], inside[:, None], 0)
+    return words.reshape(COUNT, WORDS // 4, 4)
 
 
 @triton.jit
 def split_four(words):
-    """(…, 4) as four tensors; of four axes."""
-    halves = words.reshape(words.shape[0], words.shape[1], words.shape[2], 2, 2)
-    evens, odds = tl.split(halves)
+    """(blocks, pieces, 4) as four tensors."""
+    evens, odds = tl.split(words.reshape(words.shape[0], words.shape[1], 2, 2))
     first, third = tl.split(evens)
     second, fourth = tl.split(odds)
     return first, second, third, fourth

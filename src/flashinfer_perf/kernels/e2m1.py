@@ -12,31 +12,32 @@ LEFTOVER = tl.constexpr(0xFB000000)
 
 
 @triton.jit
-def _push(word, value):
-    """Shifts an element's code into a word from below.
+def _push(word, value, factor):
+    """Shifts the code of value * factor into a word from below.
 
     Codes count magnitudes, so the code of a magnitude y, before it is rounded, is the least of 2y, y + 2 and y / 2 + 4:
-    steps of 1/2 up to 2, of 1 up to 4, of 2 beyond. Each is rounded by the one addition that makes it.
+    steps of 1/2 up to 2, of 1 up to 4, of 2 beyond. Each is rounded by the one addition that makes it. A minimum takes
+    the number rather than NaN, and a product that is NaN is a positive one on NVIDIA GPUs: both make +6 of it.
     """
-    value = tl.minimum(value, 6.0)  # and NaN is 6: a minimum takes the number
-    size = tl.minimum(tl.abs(value), 6.0)
+    size = tl.abs(value) * factor
     code = tl.minimum(tl.fma(size, 2.0, ONE), size + (ONE + 2.0))
-    code = tl.minimum(code, tl.fma(size, 0.5, ONE + 4.0))
-    word = (word << 1) | (value.to(tl.uint32, bitcast=True) >> 31)
+    code = tl.minimum(tl.minimum(code, tl.fma(size, 0.5, ONE + 4.0)), ONE + 7.0)
+    word = (word << 1) | ((value * factor).to(tl.uint32, bitcast=True) >> 31)
     return word * 8 + code.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
-def pack_eight(v0, v1, v2, v3, v4, v5, v6, v7):
-    """uint32 words of eight fp32 tensors of one shape, the first in the lowest four bits.
+def pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, factor):
+    """uint32 words of eight fp32 tensors of one shape times another, the first in the lowest four bits.
 
-    To nearest, ties to the even code, saturating; the sign of zero is kept, and NaN becomes +6.
+    To nearest, ties to the even code, saturating; the sign of zero is kept, and NaN becomes +6. Factors are not
+    negative.
     """
-    word = _push(tl.zeros_like(v7).to(tl.uint32), v7)
-    word = _push(word, v6)
-    word = _push(word, v5)
-    word = _push(word, v4)
-    word = _push(word, v3)
-    word = _push(word, v2)
-    word = _push(word, v1)
-    return _push(word, v0) - LEFTOVER
+    word = _push(tl.zeros_like(v7).to(tl.uint32), v7, factor)
+    word = _push(word, v6, factor)
+    word = _push(word, v5, factor)
+    word = _push(word, v4, factor)
+    word = _push(word, v3, factor)
+    word = _push(word, v2, factor)
+    word = _push(word, v1, factor)
+    return _push(word, v0, factor) - LEFTOVER

@@ -22,7 +22,7 @@ def _floats(words, HALF: tl.constexpr):
     v6, v7 = block_tiles.two_floats(w3, HALF)
     left = block_tiles.larger(block_tiles.larger(v0, v1), block_tiles.larger(v2, v3))
     right = block_tiles.larger(block_tiles.larger(v4, v5), block_tiles.larger(v6, v7))
-    largest = tl.maximum(tl.max(tl.maximum(left, right), axis=2), 0.0)
+    largest = tl.maximum(tl.max(tl.maximum(left, right), axis=1), 0.0)
     return v0, v1, v2, v3, v4, v5, v6, v7, largest
 
 
@@ -33,7 +33,7 @@ def _scale(largest, global_scale, FORMAT: tl.constexpr):
         return e8m0.scale_up(largest, 8, 0x600000)
     if FORMAT == "mxfp4":
         return e8m0.scale_up(largest, 2, 0x400000)
-    return _nvfp4_scale(largest, global_scale)
+    return _nvfp4_scale(largest, tl.load(global_scale))
 
 
 @triton.jit
@@ -68,43 +68,43 @@ def quantize_blocks(
     BLOCKS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """A tile of ROWS slots and BLOCKS blocks. Rows are those of a batch entry; ``out_blocks`` counts the blocks of zeros
-    that fill a row up to its alignment, ``padded_rows`` the rows of a layout's last tile.
+    """A tile of ROWS slots and BLOCKS blocks.
+
+    Rows are those of a batch entry. ``out_blocks`` counts the blocks of zeros, too, that fill a row up to its
+    alignment; ``padded_rows`` the rows of a layout's last tile.
     """
     WORDS: tl.constexpr = 8 if FORMAT == "nvfp4" else 16
     OUT_WORDS: tl.constexpr = WORDS // 2 if FORMAT == "mxfp8" else WORDS // 4
     first = tl.program_id(1) * ROWS
     batch = tl.program_id(2).to(tl.int64)
     span = (first // block_tiles.SPAN).to(tl.int64)
-    slot = first % block_tiles.SPAN + tl.arange(0, ROWS)
-    block = (tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS))[None, :]
+    index = tl.arange(0, ROWS * BLOCKS)
+    slot = first % block_tiles.SPAN + index // BLOCKS
+    block = tl.program_id(0) * BLOCKS + index % BLOCKS
 
     row = block_tiles.row_of_slot(slot, LAYOUT)
     origin = batch * rows + span * block_tiles.SPAN
-    present = (row < rows - span * block_tiles.SPAN)[:, None]
-    source = block_tiles.source_row(row, SHUFFLED)[:, None] * (blocks * WORDS) + block * WORDS
+    present = row < rows - span * block_tiles.SPAN
+    source = block_tiles.source_row(row, SHUFFLED) * (blocks * WORDS) + block * WORDS
     block_words = x.to(WORD, bitcast=True) + origin * blocks * WORDS + source
     words = block_tiles.load_words(block_words, present & (block < blocks), WORDS, WHOLE)
 
     v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
-    if FORMAT == "nvfp4":
-        byte, factor = _scale(largest, tl.load(global_scale), FORMAT)
-    else:
-        byte, factor = _scale(largest, 0.0, FORMAT)
-    f = factor[:, :, None]
-
-    target = row[:, None] * (out_blocks * OUT_WORDS) + block * OUT_WORDS
-    out = values.to(WORD, bitcast=True) + origin * out_blocks * OUT_WORDS + target
+    byte, factor = _scale(largest, global_scale, FORMAT)
+    f = factor[:, None]
     if FORMAT == "mxfp8":
         low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
         high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
-        packed = tl.join(low, high).reshape(ROWS, BLOCKS, OUT_WORDS)
+        packed = tl.join(low, high).reshape(ROWS * BLOCKS, OUT_WORDS)
     else:
-        packed = e2m1.pack_eight(v0 * f, v1 * f, v2 * f, v3 * f, v4 * f, v5 * f, v6 * f, v7 * f)
-    word = tl.arange(0, OUT_WORDS)[None, None, :]
-    tl.store(out[:, :, None] + word, packed, (present & (block < out_blocks))[:, :, None])
+        packed = e2m1.pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, f)
+
+    target = row * (out_blocks * OUT_WORDS) + block * OUT_WORDS
+    out = values.to(WORD, bitcast=True) + origin * out_blocks * OUT_WORDS + target
+    inside = present & (block < out_blocks)
+    tl.store(out[:, None] + tl.arange(0, OUT_WORDS)[None, :], packed, inside[:, None])
 
     padded_blocks = out_blocks if LAYOUT == "linear" else tl.cdiv(out_blocks, 4) * 4
-    within = (slot < padded_rows - span * block_tiles.SPAN)[:, None] & (block < padded_blocks)
-    place = block_tiles.scale_offset(span, slot[:, None], block, out_blocks, LAYOUT)
+    place = block_tiles.scale_offset(span, slot, block, out_blocks, LAYOUT)
+    within = (slot < padded_rows - span * block_tiles.SPAN) & (block < padded_blocks)
     tl.store(scales + batch * padded_rows * padded_blocks + place, byte.to(tl.uint8), within)
