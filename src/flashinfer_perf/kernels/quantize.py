@@ -19,6 +19,8 @@ INTERPRETED = (0, 0)
 ALIGNMENT = 16
 """Bytes that a thread reads or writes at once."""
 GRID_LIMIT = 65535
+COMPILER_OPTIONS = {"enable_fp_fusion": False}
+"""A product is rounded before something is added to it: ties depend on that."""
 
 
 def quantize_mxfp8(
@@ -138,7 +140,7 @@ def _launch(
         BLOCKS=tiles.blocks,
         WHOLE=tiles.whole,
         num_warps=tiles.warps,
-        enable_fp_fusion=False,  # a product is rounded before something is added to it: ties depend on it
+        **COMPILER_OPTIONS,
     )
 
 
