@@ -122,6 +122,7 @@ def _launch(
         UPCAST=capability == INTERPRETED,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
+        maxnreg=tiles.registers,
     )
 
 

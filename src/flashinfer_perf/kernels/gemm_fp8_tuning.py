@@ -25,6 +25,8 @@ class GemmTiling(NamedTuple):
     """Rows of tiles that are walked down before the next column, so that both operands stay in L2."""
     programs: int = 1
     """To a multiprocessor, each of which takes tile after tile; 0 for as many as there are tiles."""
+    registers: int | None = None
+    """Of a thread, at most: 128 let two programs of 8 warps onto a multiprocessor."""
 
 
 DEFAULT = GemmTiling(rows=64, columns=128, warps=8, stages=3, programs=0)
