@@ -123,6 +123,7 @@ def _launch(
         num_warps=tiles.warps,
         num_stages=tiles.stages,
         maxnreg=tiles.registers,
+        enable_fp_fusion=True,  # scaled and added in one instruction; Triton's default is about to change
     )
 
 
