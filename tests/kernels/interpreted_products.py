@@ -10,24 +10,17 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before th
 from flashinfer_perf.kernels.gemm_fp8_tuning import GemmTiling
 from tests.kernels.multiplied import Product, relative_error
 
-PLAIN = GemmTiling(rows=64, columns=128, warps=4, stages=3, programs=0)
-ONE_PROGRAM = PLAIN._replace(programs=1, neighbours=2)
-TILINGS = {
-    "tile by tile": PLAIN,
-    "one program": ONE_PROGRAM,
-    "narrow": ONE_PROGRAM._replace(columns=64),
-    "overlap": ONE_PROGRAM._replace(overlap=True),
-    "overlap, wide": ONE_PROGRAM._replace(columns=256, overlap=True),
-}
-ROWS = {"no groups": (0, 70), "groups": (0, 66, 132), "ragged groups": (0, 5, 5, 70)}
+WIDE = GemmTiling(rows=64, columns=128, warps=4, stages=3)
+TILINGS = {"wide": WIDE, "narrow": WIDE._replace(columns=64), "flat": WIDE._replace(rows=16)}
+ROWS = {"one group": (0, 70), "groups": (0, 66, 132), "ragged groups": (0, 5, 5, 70)}
 
 
 def products() -> dict[str, Product]:
-    found = {"broken": Product((0, 70), 128, 128, "K", PLAIN, spoilt=True)}
+    found = {"broken": Product((0, 70), 128, 128, "K", WIDE, spoilt=True)}
     for label, tiles in TILINGS.items():
         for rows, offsets in ROWS.items():
-            for mode in ("K", "MN") if tiles is PLAIN else ("MN",):
-                found[f"{label}, {rows}, {mode}"] = Product(offsets, 384 if tiles.overlap else 256, 256, mode, tiles)
+            for mode in ("K", "MN"):
+                found[f"{label}, {rows}, {mode}"] = Product(offsets, 256, 256, mode, tiles)
     return found
 
 

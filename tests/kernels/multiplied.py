@@ -8,13 +8,13 @@ from typing import NamedTuple
 import torch
 
 from flashinfer_perf.formats import fp8_tiles
-from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise, group_gemm_fp8_groupwise
+from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise
 from flashinfer_perf.kernels.gemm_fp8_tuning import GemmTiling
 
 
 class Product(NamedTuple):
     offsets: tuple[int, ...]
-    """Of groups of rows; two make a product without groups."""
+    """Of groups of rows."""
     n: int
     k: int
     mode: str
@@ -41,13 +41,9 @@ def relative_error(product: Product, device: str) -> float:
 
 def _multiply(product: Product, a: fp8_tiles.Fp8Tiles, b: fp8_tiles.Fp8Tiles, out: torch.Tensor) -> None:
     a_scale, b_scale = (_in_mode(scales, product.mode) for scales in (a.scales, b.scales))
-    if len(product.offsets) == 2:
-        operands = (a.elements, b.elements[0], a_scale, b_scale[0])
-        gemm_fp8_groupwise(*operands, out, product.mode, tiles=product.tiles)
-    else:
-        offsets = torch.tensor(product.offsets, dtype=torch.int32, device=out.device)
-        operands = (a.elements, b.elements, a_scale, b_scale)
-        group_gemm_fp8_groupwise(*operands, offsets, out, product.mode, tiles=product.tiles)
+    offsets = torch.tensor(product.offsets, dtype=torch.int32, device=out.device)
+    operands = (a.elements, b.elements, a_scale, b_scale, offsets)
+    gemm_fp8_groupwise(*operands, out, product.mode, tiles=product.tiles)
 
 
 def _in_mode(scales: torch.Tensor, mode: str) -> torch.Tensor:

@@ -18,8 +18,8 @@ pytest.importorskip("triton", reason="triton is not installed: it comes with the
 
 from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.kernels import gemm_fp8_groupwise as module
-from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise, group_gemm_fp8_groupwise
-from flashinfer_perf.kernels.gemm_fp8_tuning import BY_CAPABILITY, DEFAULT, FEW_ROWS, GemmTiling, tiling
+from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise
+from flashinfer_perf.kernels.gemm_fp8_tuning import FEW, FEW_ROWS, MANY, tiling
 
 ROOT = Path(__file__).parents[2]
 ROUNDING = 1e-6
@@ -46,37 +46,30 @@ def fp8(*shape: int) -> torch.Tensor:
     return torch.zeros(shape).to(torch.float8_e4m3fn)
 
 
-A, B, OUT = fp8(8, 256), fp8(128, 256), torch.empty(8, 128)
-A_SCALE, B_SCALE = torch.ones(8, 2), torch.ones(1, 2)
+A, B, OUT = fp8(8, 256), fp8(1, 128, 256), torch.empty(8, 128)
+A_SCALE, B_SCALE, M_INDPTR = torch.ones(8, 2), torch.ones(1, 1, 2), torch.tensor([0, 8], dtype=torch.int32)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("changed", "message"),
     [
-        (
-            lambda: gemm_fp8_groupwise(A.float(), B, A_SCALE, B_SCALE, OUT, "K"),
-            "a is torch.float32: give float8_e4m3fn",
-        ),
-        (lambda: gemm_fp8_groupwise(A, fp8(128, 128), A_SCALE, B_SCALE, OUT, "K"), "k must agree"),
-        (lambda: gemm_fp8_groupwise(A, fp8(64, 256), A_SCALE, B_SCALE, OUT, "K"), "n and k are multiples of 128"),
-        (lambda: gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE, OUT[:7], "K"), r"out is \(7, 128\).*give \(8, 128\)"),
-        (lambda: gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE, OUT, "MN"), r"a_scale is \(8, 2\).*give \(2, 8\)"),
-        (lambda: gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE.double(), OUT, "K"), "b_scale is .* of torch.float64"),
-        (lambda: gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE, OUT, "N"), "scale_major_mode is 'N': give 'K' or 'MN'"),
-        (lambda: gemm_fp8_groupwise(A, B.T.contiguous().T, A_SCALE, B_SCALE, OUT, "K"), "b must be contiguous"),
-        (
-            lambda: gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE, OUT, "K", tiles=GemmTiling(64, 256, 8, 3)),
-            "tiles have 256 columns: at most 128 with overlap=False",
-        ),
-        (
-            lambda: group_gemm_fp8_groupwise(A, B[None], A_SCALE, B_SCALE[None], torch.zeros(2), OUT, "K"),
-            r"m_indptr is \(2,\) of torch.float32: give \(2,\) of int32",
-        ),
+        ({"a": A.float()}, "a is torch.float32: give float8_e4m3fn"),
+        ({"b": fp8(1, 128, 128)}, "k must agree"),
+        ({"b": fp8(1, 64, 256)}, "n and k are multiples of 128"),
+        ({"b": fp8(128, 256)}, "k must agree"),
+        ({"out": OUT[:7]}, r"out is \(7, 128\).*give \(8, 128\)"),
+        ({"scale_major_mode": "MN"}, r"a_scale is \(8, 2\).*give \(2, 8\)"),
+        ({"b_scale": B_SCALE.double()}, "b_scale is .* of torch.float64"),
+        ({"scale_major_mode": "N"}, "scale_major_mode is 'N': give 'K' or 'MN'"),
+        ({"b": B.mT.contiguous().mT}, "b must be contiguous"),
+        ({"m_indptr": torch.zeros(2)}, r"m_indptr is \(2,\) of torch.float32: give \(2,\) of int32"),
+        ({"m_indptr": torch.zeros(3, dtype=torch.int32)}, r"m_indptr is \(3,\) of torch.int32: give \(2,\)"),
     ],
 )
-def test_what_cannot_be_done_is_refused(call, message):
+def test_what_cannot_be_done_is_refused(changed, message):
+    call = {"a": A, "b": B, "a_scale": A_SCALE, "b_scale": B_SCALE, "m_indptr": M_INDPTR, "out": OUT}
     with pytest.raises(ValueError, match=message):
-        call()
+        gemm_fp8_groupwise(**call | {"scale_major_mode": "K"} | changed)
 
 
 def test_a_gpu_without_fp8_products_is_named(monkeypatch):
@@ -86,18 +79,21 @@ def test_a_gpu_without_fp8_products_is_named(monkeypatch):
 
 
 def test_no_rows_are_no_work():
-    gemm_fp8_groupwise(A[:0], B, A_SCALE[:0], B_SCALE, OUT[:0], "K")
-
-
-@pytest.mark.parametrize("tiles", [DEFAULT, *(tiles for pair in BY_CAPABILITY.values() for tiles in pair)])
-def test_every_gpu_has_a_tiling_that_the_kernel_can_take(tiles):
-    assert tiles.rows >= 64
-    assert tiles.columns <= (256 if tiles.overlap else 128)
-    assert tiles.rows & (tiles.rows - 1) == tiles.columns & (tiles.columns - 1) == 0
+    gemm_fp8_groupwise(A[:0], B, A_SCALE[:0], B_SCALE, torch.zeros_like(M_INDPTR), OUT[:0], "K")
 
 
 def test_few_rows_have_a_tiling_of_their_own():
-    few, many = BY_CAPABILITY[9, 0]
-    assert tiling((9, 0), FEW_ROWS) == few
-    assert tiling((9, 0), FEW_ROWS + 1) == many
-    assert tiling((8, 9), 1) == DEFAULT
+    assert (tiling(FEW_ROWS), tiling(FEW_ROWS + 1)) == (FEW, MANY)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "own"), [(65, "bfloat16", True), (64, "bfloat16", False), (65, "float32", False)]
+)
+def test_hopper_has_a_kernel_of_its_own_for_many_rows(monkeypatch, rows, dtype, own):
+    called = []
+    monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(module, "_on_hopper", lambda *call: called.append(True))
+    monkeypatch.setattr(module, "_anywhere", lambda *call: called.append(False))
+    m_indptr, out = torch.tensor([0, rows], dtype=torch.int32), torch.empty(rows, 128, dtype=getattr(torch, dtype))
+    gemm_fp8_groupwise(fp8(rows, 256), B, torch.ones(rows, 2), B_SCALE, m_indptr, out, "K")
+    assert called == [own]

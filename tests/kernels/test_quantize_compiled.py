@@ -18,7 +18,7 @@ from flashinfer_perf.kernels.quantize_blocks import quantize_blocks
 from flashinfer_perf.kernels.quantize_tuning import tiling
 
 FUSED = {"enable_fp_fusion": True}
-TENSORS = {"x": "*bf16", "values": "*u8", "scales": "*u8", "global_scale": "*fp32"}
+TENSORS = {"x": "*bf16", "values": "*u8", "scales": "*u8"}
 
 
 def compiled(name: str, capability: tuple[int, int], **changes: object) -> SimpleNamespace:
@@ -27,12 +27,13 @@ def compiled(name: str, capability: tuple[int, int], **changes: object) -> Simpl
     constants |= {"HARDWARE": capability >= FP8_CONVERSION, "ROWS": tiles.rows, "BLOCKS": tiles.blocks}
     constants |= {"WHOLE": tiles.whole} | {key: value for key, value in changes.items() if key not in FUSED}
     arguments = quantize_blocks.arg_names
-    signature = {key: "constexpr" if key in constants else TENSORS.get(key, "i32") for key in arguments}
+    tensors = TENSORS | {"global_scale": "*fp32" if name == "nvfp4" else TENSORS["x"]}  # where it is unused, it is x
+    signature = {key: "constexpr" if key in constants else tensors.get(key, "i32") for key in arguments}
     source = ASTSource(
         quantize_blocks,
         signature,
         {(arguments.index(key),): value for key, value in constants.items()},
-        {(arguments.index(key),): [["tt.divisibility", 16]] for key in TENSORS},
+        {(arguments.index(key),): [["tt.divisibility", 16]] for key in tensors},
     )
     options = {"num_warps": tiles.warps} | COMPILER_OPTIONS | {key: changes[key] for key in FUSED if key in changes}
     target = GPUTarget("cuda", capability[0] * 10 + capability[1], 32)

@@ -1,54 +1,31 @@
 """Products of FP8 matrices in Triton, a scale to every 1 x 128 of one operand and every 128 x 128 of the other.
 
-For compute capability 8.9 and later. Products of each 128 of k are summed by the tensor cores, as exactly as they do;
-what is added over k is scaled and summed in fp32.
+For compute capability 8.9 and later; Hopper has a kernel of its own. Products of each 128 of k are summed by the tensor
+cores, as exactly as they do; what is added over k is scaled and summed in fp32.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float8e4nv, float16
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from flashinfer_perf.core.errors import Unsupported
+from flashinfer_perf.kernels.gemm_fp8_hopper import BLOCK, PART, TILE_ROWS, gemm_hopper
 from flashinfer_perf.kernels.gemm_fp8_tiles import gemm_tiles
-from flashinfer_perf.kernels.gemm_fp8_tuning import GemmTiling, tiling
+from flashinfer_perf.kernels.gemm_fp8_tuning import FEW_ROWS, GemmTiling, tiling
 
 TILE = 128
 FP8_PRODUCTS = (8, 9)
 """Compute capability from which tensor cores take E4M3."""
-COPY_ENGINE = (9, 0)
-"""Compute capability from which tiles are loaded by descriptors."""
+HOPPER = (9, 0)
 INTERPRETED = (0, 0)
 ALIGNMENT = 16
+GLUON = {torch.float8_e4m3fn: float8e4nv, torch.bfloat16: bfloat16, torch.float16: float16}
 
 
 def gemm_fp8_groupwise(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    a_scale: torch.Tensor,
-    b_scale: torch.Tensor,
-    out: torch.Tensor,
-    scale_major_mode: str,
-    *,
-    tiles: GemmTiling | None = None,
-) -> None:
-    """out = (a * a_scale) @ (b * b_scale).T, contiguous all.
-
-    Args:
-        a: (m, k) float8_e4m3fn; k a multiple of 128.
-        b: (n, k) float8_e4m3fn; n a multiple of 128.
-        a_scale: fp32, (m, k / 128) in mode K, (k / 128, m) in mode MN.
-        b_scale: fp32, (n / 128, k / 128) in mode K, (k / 128, n / 128) in mode MN.
-        out: (m, n) bf16, fp16 or fp32.
-        scale_major_mode: K or MN.
-        tiles: how to cut the work; what suits the GPU unless given.
-    """
-    _check_tensors(a, b[None], out)
-    _launch(a, b[None], a_scale, b_scale[None], None, out, scale_major_mode, tiles)
-
-
-def group_gemm_fp8_groupwise(
     a: torch.Tensor,
     b: torch.Tensor,
     a_scale: torch.Tensor,
@@ -69,62 +46,100 @@ def group_gemm_fp8_groupwise(
         m_indptr: (groups + 1,) int32: group g has the rows from m_indptr[g] to m_indptr[g + 1].
         out: (rows, n) bf16, fp16 or fp32.
         scale_major_mode: K or MN.
-        tiles: how to cut the work; what suits the GPU, for groups of one size, unless given.
+        tiles: takes the kernel for any GPU, and cuts its work so. Unless given, it is Hopper's own where there are
+            many rows in a group, on average, and 16 bits in an output.
+
+    Raises:
+        ValueError: for tensors that are not so.
+        Unsupported: on a GPU that does not multiply FP8.
     """
     _check_tensors(a, b, out)
     if m_indptr.shape != (len(b) + 1,) or m_indptr.dtype != torch.int32 or not m_indptr.is_contiguous():
         raise ValueError(f"m_indptr is {tuple(m_indptr.shape)} of {m_indptr.dtype}: give ({len(b) + 1},) of int32")
-    _launch(a, b, a_scale, b_scale, m_indptr, out, scale_major_mode, tiles)
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    strides = (
+        *_strides("a_scale", a_scale, (rows, k // TILE), scale_major_mode),
+        *_strides("b_scale", b_scale, (groups, n // TILE, k // TILE), scale_major_mode),
+    )
+    capability = _capability(a.device)
+    in_group = -(-rows // groups)
+    if not rows:
+        return
+    if capability == HOPPER and in_group > FEW_ROWS and out.dtype in GLUON and tiles is None:
+        _on_hopper(a, b, a_scale, b_scale, m_indptr, out, strides)
+    else:
+        tiles = tiles or tiling(in_group)
+        _anywhere(a, b, a_scale, b_scale, m_indptr, out, strides, tiles, capability == INTERPRETED)
 
 
-def _launch(
+def _on_hopper(
     a: torch.Tensor,
     b: torch.Tensor,
     a_scale: torch.Tensor,
     b_scale: torch.Tensor,
-    m_indptr: torch.Tensor | None,
+    m_indptr: torch.Tensor,
     out: torch.Tensor,
-    mode: str,
-    tiles: GemmTiling | None,
+    strides: tuple[int, ...],
 ) -> None:
     (rows, k), (groups, n, _) = a.shape, b.shape
-    a_strides = _strides("a_scale", a_scale, (rows, k // TILE), mode)
-    b_strides = _strides("b_scale", b_scale, (groups, n // TILE, k // TILE), mode)
-    if not out.numel():
-        return
-    capability = _capability(a.device)
-    tiles = tiles or tiling(capability, -(-rows // groups))
-    limit = 256 if tiles.overlap else 128
-    if tiles.columns > limit:
-        raise ValueError(f"tiles have {tiles.columns} columns: at most {limit} with overlap={tiles.overlap}")
-    by_copy_engine = capability >= COPY_ENGINE
-    b_tile_rows = tiles.columns // 2 if tiles.overlap else tiles.columns
-    gemm_tiles[(_programs(rows, groups, n, tiles, a.device),)](
-        TensorDescriptor.from_tensor(a, [tiles.rows, TILE]) if by_copy_engine else a,
-        TensorDescriptor.from_tensor(b.view(groups * n, k), [b_tile_rows, TILE]) if by_copy_engine else b,
+    processors = torch.cuda.get_device_properties(a.device).multi_processor_count
+    gemm_hopper[(min(_most_tiles(rows, groups, n, TILE_ROWS, TILE), processors),)](
+        _blocks_of(a, PART.value),
+        _blocks_of(b.view(groups * n, k), BLOCK.value),
         a_scale,
         b_scale,
+        _blocks_of(out, PART.value),
         out,
-        out if m_indptr is None else m_indptr,
+        m_indptr,
         groups,
         rows,
         n,
         k // TILE,
-        *a_strides,
-        *b_strides,
-        GROUPED=m_indptr is not None,
+        *strides,
+        num_warps=4,
+    )
+
+
+def _blocks_of(matrix: torch.Tensor, rows: int) -> TensorDescriptor:
+    """For the copy engine: blocks of so many rows and 128 columns."""
+    shape = [rows, BLOCK.value]
+    return TensorDescriptor.from_tensor(matrix, shape, NVMMASharedLayout.get_default_for(shape, GLUON[matrix.dtype]))
+
+
+def _anywhere(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_scale: torch.Tensor,
+    b_scale: torch.Tensor,
+    m_indptr: torch.Tensor,
+    out: torch.Tensor,
+    strides: tuple[int, ...],
+    tiles: GemmTiling,
+    interpreted: bool,
+) -> None:
+    (rows, k), (groups, n, _) = a.shape, b.shape
+    gemm_tiles[(_most_tiles(rows, groups, n, tiles.rows, tiles.columns),)](
+        a,
+        b,
+        a_scale,
+        b_scale,
+        out,
+        m_indptr,
+        groups,
+        n,
+        k // TILE,
+        *strides,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
-        OVERLAP=tiles.overlap,
-        SPECIALIZE=tiles.specialize and by_copy_engine,
-        NEIGHBOURS=tiles.neighbours,
-        TMA=by_copy_engine,
-        UPCAST=capability == INTERPRETED,
+        UPCAST=interpreted,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
-        maxnreg=tiles.registers,
-        enable_fp_fusion=True,  # scaled and added in one instruction; Triton's default is about to change
     )
+
+
+def _most_tiles(rows: int, groups: int, n: int, tile_rows: int, tile_columns: int) -> int:
+    """A group's last tile may be a small one, so groups may have one more tile each than their rows fill."""
+    return (triton.cdiv(rows, tile_rows) + groups - 1) * (n // tile_columns)
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -134,15 +149,6 @@ def _capability(device: torch.device) -> tuple[int, int]:
     if found < FP8_PRODUCTS:
         raise Unsupported(f"compute capability {found[0]}.{found[1]} multiplies no FP8; needs 8.9")
     return found
-
-
-def _programs(rows: int, groups: int, n: int, tiles: GemmTiling, device: torch.device) -> int:
-    """A group's last tile may be a small one, so groups may have one more tile each than their rows fill."""
-    most = (triton.cdiv(rows, tiles.rows) + groups - 1) * triton.cdiv(n, tiles.columns)
-    if not tiles.programs:
-        return most
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return min(most, tiles.programs * processors)
 
 
 def _strides(name: str, scale: torch.Tensor, shape: tuple[int, ...], mode: str) -> tuple[int, ...]:

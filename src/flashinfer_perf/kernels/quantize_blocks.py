@@ -29,11 +29,13 @@ def _floats(words, HALF: tl.constexpr):
 @triton.jit
 def _scale(largest, global_scale, FORMAT: tl.constexpr):
     """Scale bytes of blocks, and the factors that elements are multiplied by."""
-    if FORMAT == "mxfp8":
-        return e8m0.scale_up(largest, 8, 0x600000)
-    if FORMAT == "mxfp4":
-        return e8m0.scale_up(largest, 2, 0x400000)
-    return _nvfp4_scale(largest, tl.load(global_scale))
+    if FORMAT == "mxfp8":  # every branch needs its else: the compiler goes on behind a return
+        byte, factor = e8m0.scale_up(largest, 8, 0x600000)
+    elif FORMAT == "mxfp4":
+        byte, factor = e8m0.scale_up(largest, 2, 0x400000)
+    else:
+        byte, factor = _nvfp4_scale(largest, tl.load(global_scale))
+    return byte, factor
 
 
 @triton.jit
