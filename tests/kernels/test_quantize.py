@@ -54,17 +54,17 @@ ONE = torch.ones(1)
         (lambda: quantize_mxfp4(X.float(), empty(128, 64), empty(512), "linear"), "x is torch.float32: give bfloat16"),
         (lambda: quantize_mxfp4(X[:, :80], empty(128, 40), empty(512), "linear"), r"x is \(128, 80\)"),
         (lambda: quantize_mxfp4(X[:, :64], empty(128, 32), empty(256), "linear"), "x must be contiguous"),
-        (lambda: quantize_mxfp4(X, empty(128, 32), empty(512), "linear"), r"values is \(128, 32\).*give \(128, 64\)"),
-        (lambda: quantize_mxfp4(X, empty(128, 64), empty(511), "linear"), r"scales is \(511,\).*give \(512,\)"),
+        (lambda: quantize_mxfp4(X, empty(128, 32), empty(512), "linear"), r"x_q is \(128, 32\).*give \(128, 64\)"),
+        (lambda: quantize_mxfp4(X, empty(128, 64), empty(511), "linear"), r"sf is \(511,\).*give \(512,\)"),
         (lambda: quantize_mxfp4(X[:1], empty(1, 64), empty(4), "128x4"), r"give \(512,\) of bytes"),
         (
             lambda: quantize_mxfp4(X, empty(129, 64)[1:], empty(513)[1:], "linear"),
-            "scales must be contiguous and start",
+            "sf must be contiguous and start",
         ),
-        (lambda: quantize_mxfp8(X, empty(128, 96), empty(512), "linear"), "values have 96 columns: .* at least 128"),
+        (lambda: quantize_mxfp8(X, empty(128, 96), empty(512), "linear"), "x_q has 96 columns: .* at least 128"),
         (
             lambda: quantize_mxfp8(X, empty(128, 144), empty(512), "linear"),
-            "values have 144 columns: .* multiple of 32",
+            "x_q has 144 columns: .* multiple of 32",
         ),
         (
             lambda: quantize_nvfp4(X, empty(128, 64), empty(1024), ONE.double(), "linear"),

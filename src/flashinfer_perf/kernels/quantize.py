@@ -25,8 +25,8 @@ COMPILER_OPTIONS = {"enable_fp_fusion": False}
 
 def quantize_mxfp8(
     x: torch.Tensor,
-    values: torch.Tensor,
-    scales: torch.Tensor,
+    x_q: torch.Tensor,
+    sf: torch.Tensor,
     layout: str,
     *,
     tiles: QuantizeTiling | None = None,
@@ -36,40 +36,40 @@ def quantize_mxfp8(
 
     Args:
         x: (rows, columns) bf16 or fp16; columns a multiple of 32.
-        values: (rows, padded columns) float8_e4m3fn or uint8; columns a multiple of 32, those that x does not have
+        x_q: (rows, padded columns) float8_e4m3fn or uint8; columns a multiple of 32, those that x does not have
             become zeros under scales of byte 0.
-        scales: uint8 of any shape, with the bytes of (rows, padded columns / 32) in the layout.
+        sf: uint8 of any shape, with the bytes of (rows, padded columns / 32) in the layout.
         layout: 128x4, 8x4 or linear.
         tiles: how to cut the work; what suits the GPU unless given.
         hardware: convert by an instruction of compute capability 8.9; where there is one unless given.
     """
     blocks = _blocks(x, mxfp8.BLOCK)
-    out_blocks, rest = divmod(values.shape[-1], mxfp8.BLOCK)
+    out_blocks, rest = divmod(x_q.shape[-1], mxfp8.BLOCK)
     if rest or out_blocks < blocks:
-        raise ValueError(f"values have {values.shape[-1]} columns: give a multiple of 32, at least {x.shape[-1]}")
-    _launch("mxfp8", x, values, scales, None, layout, False, blocks, out_blocks, tiles, hardware)
+        raise ValueError(f"x_q has {x_q.shape[-1]} columns: give a multiple of 32, at least {x.shape[-1]}")
+    _launch("mxfp8", x, x_q, sf, None, layout, False, blocks, out_blocks, tiles, hardware)
 
 
 def quantize_mxfp4(
-    x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor, layout: str, *, tiles: QuantizeTiling | None = None
+    x: torch.Tensor, x_q: torch.Tensor, sf: torch.Tensor, layout: str, *, tiles: QuantizeTiling | None = None
 ) -> None:
     """Blocks of 32 E2M1 elements with E8M0 scales; see ``formats.mxfp4.encode``.
 
     Args:
         x: (rows, columns) bf16 or fp16; columns a multiple of 32.
-        values: (rows, columns / 2) uint8, two elements to a byte.
-        scales: uint8 of any shape, with the bytes of (rows, columns / 32) in the layout.
+        x_q: (rows, columns / 2) uint8, two elements to a byte.
+        sf: uint8 of any shape, with the bytes of (rows, columns / 32) in the layout.
         layout: 128x4, 8x4 or linear.
         tiles: how to cut the work; what suits the GPU unless given.
     """
     blocks = _blocks(x, mxfp4.BLOCK)
-    _launch("mxfp4", x, values, scales, None, layout, False, blocks, blocks, tiles, False)
+    _launch("mxfp4", x, x_q, sf, None, layout, False, blocks, blocks, tiles, False)
 
 
 def quantize_nvfp4(
     x: torch.Tensor,
-    values: torch.Tensor,
-    scales: torch.Tensor,
+    x_q: torch.Tensor,
+    sf: torch.Tensor,
     global_scale: torch.Tensor,
     layout: str,
     *,
@@ -80,12 +80,12 @@ def quantize_nvfp4(
 
     Args:
         x: (rows, columns) or (batch, rows, columns) bf16 or fp16; columns a multiple of 16.
-        values: as x, with columns / 2 of uint8, two elements to a byte.
-        scales: uint8 of any shape, with the bytes of (…, rows, columns / 16) in the layout; each entry of a batch is
+        x_q: as x, with columns / 2 of uint8, two elements to a byte.
+        sf: uint8 of any shape, with the bytes of (…, rows, columns / 16) in the layout; each entry of a batch is
             padded for itself.
         global_scale: one fp32 on x's device, positive and finite; it multiplies.
         layout: 128x4, 8x4 or linear.
-        shuffled: rows of values and scales in the order of ``formats.shuffle``; their number a multiple of 32.
+        shuffled: rows of x_q and sf in the order of ``formats.shuffle``; their number a multiple of 32.
         tiles: how to cut the work; what suits the GPU unless given.
     """
     if global_scale.numel() != 1 or global_scale.dtype != torch.float32:
@@ -93,14 +93,14 @@ def quantize_nvfp4(
     if shuffled and x.shape[-2] % shuffle.BLOCK:
         raise ValueError(f"{x.shape[-2]} rows cannot be shuffled: give a multiple of {shuffle.BLOCK}")
     blocks = _blocks(x, nvfp4.BLOCK)
-    _launch("nvfp4", x, values, scales, global_scale, layout, shuffled, blocks, blocks, tiles, False)
+    _launch("nvfp4", x, x_q, sf, global_scale, layout, shuffled, blocks, blocks, tiles, False)
 
 
 def _launch(
     format: str,
     x: torch.Tensor,
-    values: torch.Tensor,
-    scales: torch.Tensor,
+    x_q: torch.Tensor,
+    sf: torch.Tensor,
     global_scale: torch.Tensor | None,
     layout: str,
     shuffled: bool,
@@ -113,8 +113,8 @@ def _launch(
     entries = batch[0] if batch else 1
     padded_rows, padded_blocks = scale_layout.padded_shape(layout, rows, out_blocks)
     bytes_in_row = out_blocks * (32 if format == "mxfp8" else 16 if format == "mxfp4" else 8)
-    _check_output("values", values, (*x.shape[:-1], bytes_in_row))
-    _check_output("scales", scales, (entries * padded_rows * padded_blocks,), flat=True)
+    _check_output("x_q", x_q, (*x.shape[:-1], bytes_in_row))
+    _check_output("sf", sf, (entries * padded_rows * padded_blocks,), flat=True)
     capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else INTERPRETED
     tiles = tiles or tiling(format, capability)
     grid = (triton.cdiv(padded_blocks, tiles.blocks), triton.cdiv(padded_rows, tiles.rows), entries)
@@ -124,8 +124,8 @@ def _launch(
         return
     quantize_blocks[grid](
         x,
-        values.view(torch.uint8),
-        scales.view(torch.uint8),
+        x_q.view(torch.uint8),
+        sf.view(torch.uint8),
         x if global_scale is None else global_scale,
         rows,
         padded_rows,

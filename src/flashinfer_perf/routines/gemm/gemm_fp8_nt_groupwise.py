@@ -129,6 +129,24 @@ def cublas(case: GemmFlags, problem: Problem) -> Launch:
     return Launch(groupwise.block_scaled, kwargs=kwargs, mutates=("out",))
 
 
+@gemm_fp8_nt_groupwise.backend("triton", requires=groupwise.TRITON, ignores=("autotune", "mma_sm"))
+def triton_kernel(case: GemmFlags, problem: Problem) -> Launch:
+    """This project's Triton kernels: one for Hopper, one for the rest."""
+    from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise
+
+    made = problem.tensors
+    kwargs = {
+        "a": made["a"],
+        "b": made["b"][None],
+        "a_scale": made["a_scale"],
+        "b_scale": made["b_scale"][None],
+        "m_indptr": torch.tensor([0, case.m], dtype=torch.int32, device=made["a"].device),
+        "out": room(case, problem),
+        "scale_major_mode": case.scale_major_mode,
+    }
+    return Launch(gemm_fp8_groupwise, kwargs=kwargs, mutates=("out",))
+
+
 @gemm_fp8_nt_groupwise.backend("torch", ignores=("autotune", "mma_sm"))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied."""

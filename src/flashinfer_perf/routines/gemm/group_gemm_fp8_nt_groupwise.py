@@ -170,6 +170,15 @@ def block_scaled(
         groupwise.block_scaled(a[rows], weight, a_scale, b_scale, out[rows])
 
 
+@group_gemm_fp8_nt_groupwise.backend("triton", requires=groupwise.TRITON, ignores=("autotune", "mma_sm"))
+def triton_kernel(case: GemmFlags, problem: Problem) -> Launch:
+    """This project's Triton kernels: one for Hopper, one for the rest."""
+    from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise
+
+    kwargs = {**problem.tensors, "out": room(case, problem), "scale_major_mode": case.scale_major_mode}
+    return Launch(gemm_fp8_groupwise, kwargs=kwargs, mutates=("out",))
+
+
 @group_gemm_fp8_nt_groupwise.backend("torch", ignores=("autotune", "mma_sm"))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied, group by group."""

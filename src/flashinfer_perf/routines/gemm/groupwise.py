@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.checks.close import Close
-from flashinfer_perf.core.requirement import capability_in, case_rule, on_generations
+from flashinfer_perf.core.requirement import capability, capability_in, case_rule, on_generations
 from flashinfer_perf.core.routine import Rule
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.gemm import backends, inputs, reference
 from flashinfer_perf.routines.gemm.flags import GemmFlags
+from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.run.factory import TensorFactory
 
 TILE = 128
@@ -48,6 +49,7 @@ CUBLAS = (
     backends.tiles_of_128,
     whole_quads,
 )
+TRITON = (capability(minimum="8.9"), triton_installed, backends.tiles_of_128)
 """cuBLAS's own product with such scales. m was tried on an H100: 1, 2, 3, 5, 6 and 17 rows are refused."""
 
 

@@ -1,4 +1,4 @@
-"""FlashInfer's two implementations of its quantisers, CUDA and CuTe DSL: what they need, and how layouts are named."""
+"""What the backends of the quantisers need, and how FlashInfer names layouts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.requirement import Requirement, capability, case_rule, package
 from flashinfer_perf.lazy import flashinfer
+from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.routines.quantization.flags import QuantizationFlags
 
 CUDA = "cuda"
@@ -48,6 +49,8 @@ NEEDS_CUTE_DSL: tuple[Requirement, ...] = (
         "use --backends cuda",
     ),
 )
+
+NEEDS_TRITON: tuple[Requirement, ...] = (capability(minimum="8.0"), triton_installed)
 
 
 def sf_layout(case: QuantizationFlags) -> Any:

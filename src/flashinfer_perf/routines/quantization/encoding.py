@@ -75,6 +75,13 @@ class Encoding:
             elements, scales = shuffle_rows(elements), shuffle_rows(scales)
         return elements, scale_layout.arrange(scales, self.layout).view(self.sf_shape)
 
+    def room(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Both outputs, to be written."""
+        return {
+            X_Q: torch.empty(self.x_q_shape, dtype=self.x_q_dtype, device=device),
+            SF: torch.empty(self.sf_shape, dtype=torch.uint8, device=device),
+        }
+
     def reserve(self, make: TensorFactory) -> None:
         """Adds both outputs to the account. Raises DoesNotFit."""
         make.reserve(X_Q, self.x_q_shape, DType.FP8_E4M3)  # a byte each, as scales are

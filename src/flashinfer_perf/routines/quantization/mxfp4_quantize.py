@@ -61,6 +61,20 @@ def flashinfer_cute_dsl(case: QuantizationFlags, problem: Problem) -> Launch:
     return Launch(flashinfer.mxfp4_quantize, kwargs=kwargs, returns=(X_Q, SF))
 
 
+@mxfp4_quantize.backend("triton", requires=backends.NEEDS_TRITON, ignores=("enable_pdl",))
+def triton_kernel(case: QuantizationFlags, problem: Problem) -> Launch:
+    """This project's Triton kernel, bit-exact."""
+    from flashinfer_perf.kernels.quantize import quantize_mxfp4
+
+    encoding = encoding_of(case)
+    kwargs = {
+        "x": problem["x"],
+        **encoding.room(problem["x"].device),
+        "layout": encoding.layout,
+    }
+    return Launch(quantize_mxfp4, kwargs=kwargs, mutates=(X_Q, SF))
+
+
 @mxfp4_quantize.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: QuantizationFlags, problem: Problem) -> Launch:
     """PyTorch integer and fp32 operations, bit-exact."""

@@ -78,6 +78,20 @@ def call_flashinfer(case: QuantizationFlags, problem: Problem, backend: str) -> 
     return Launch(flashinfer.mxfp8_quantize, kwargs=kwargs, returns=(X_Q, SF))
 
 
+@mxfp8_quantize.backend("triton", requires=backends.NEEDS_TRITON, ignores=("enable_pdl",))
+def triton_kernel(case: QuantizationFlags, problem: Problem) -> Launch:
+    """This project's Triton kernel, bit-exact."""
+    from flashinfer_perf.kernels.quantize import quantize_mxfp8
+
+    encoding = encoding_of(case)
+    kwargs = {
+        "x": problem["x"],
+        **encoding.room(problem["x"].device),
+        "layout": encoding.layout,
+    }
+    return Launch(quantize_mxfp8, kwargs=kwargs, mutates=(X_Q, SF))
+
+
 @mxfp8_quantize.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: QuantizationFlags, problem: Problem) -> Launch:
     """PyTorch integer and fp32 operations, bit-exact."""

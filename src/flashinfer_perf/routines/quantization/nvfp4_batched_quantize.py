@@ -56,6 +56,21 @@ def flashinfer_cuda(case: QuantizationFlags, problem: Problem) -> Launch:
     return Launch(flashinfer.nvfp4_batched_quantize, kwargs=kwargs, returns=(X_Q, SF))
 
 
+@nvfp4_batched_quantize.backend("triton", requires=backends.NEEDS_TRITON)
+def triton_kernel(case: QuantizationFlags, problem: Problem) -> Launch:
+    """This project's Triton kernel, bit-exact."""
+    from flashinfer_perf.kernels.quantize import quantize_nvfp4
+
+    encoding = encoding_of(case)
+    kwargs = {
+        "x": problem["x"],
+        **encoding.room(problem["x"].device),
+        "global_scale": problem["global_scale"],
+        "layout": encoding.layout,
+    }
+    return Launch(quantize_nvfp4, kwargs=kwargs, mutates=(X_Q, SF))
+
+
 @nvfp4_batched_quantize.backend("torch")
 def torch_eager(case: QuantizationFlags, problem: Problem) -> Launch:
     """PyTorch integer and fp32 operations, bit-exact."""

@@ -110,6 +110,22 @@ def call_flashinfer(case: QuantizationFlags, problem: Problem, backend: str) -> 
     )
 
 
+@nvfp4_quantize.backend("triton", requires=backends.NEEDS_TRITON, ignores=("enable_pdl",))
+def triton_kernel(case: QuantizationFlags, problem: Problem) -> Launch:
+    """This project's Triton kernel, bit-exact."""
+    from flashinfer_perf.kernels.quantize import quantize_nvfp4
+
+    encoding = encoding_of(case)
+    kwargs = {
+        "x": problem["x"],
+        **encoding.room(problem["x"].device),
+        "global_scale": problem["global_scale"],
+        "shuffled": encoding.shuffled,
+        "layout": encoding.layout,
+    }
+    return Launch(quantize_nvfp4, kwargs=kwargs, mutates=(X_Q, SF))
+
+
 @nvfp4_quantize.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: QuantizationFlags, problem: Problem) -> Launch:
     """PyTorch integer and fp32 operations, bit-exact."""
