@@ -24,8 +24,14 @@ DEFAULT = {
     "mxfp4": QuantizeTiling(rows=32, blocks=4, warps=4, whole=True),
     "nvfp4": QuantizeTiling(rows=32, blocks=8, warps=4, whole=True),
 }
-BY_CAPABILITY: dict[Capability, dict[str, QuantizeTiling]] = {(9, 0): {}}
-"""What measurements made better than the default."""
+BY_CAPABILITY: dict[Capability, dict[str, QuantizeTiling]] = {
+    (9, 0): {
+        "mxfp8": QuantizeTiling(rows=16, blocks=8, warps=4, whole=True),
+        "mxfp4": QuantizeTiling(rows=8, blocks=32, warps=4, whole=True),
+        "nvfp4": QuantizeTiling(rows=16, blocks=32, warps=4, whole=True),
+    },
+}
+"""The fastest of some fifty on an H200, for bfloat16 of 8192 x 8192 in 128x4."""
 
 
 def tiling(format: str, capability: Capability) -> QuantizeTiling:

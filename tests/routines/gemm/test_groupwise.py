@@ -87,6 +87,31 @@ def test_trtllm_gets_its_own_layout_of_scales_in_either_mode(mode):
     assert kernel.call["b_scale"].is_contiguous()
 
 
+@covers(PLAIN, "deepgemm")
+@each_mode
+def test_deepgemm_gets_scales_with_the_rows_fastest_in_either_mode(mode):
+    with contract("flashinfer.gemm.fp8_blockscale_gemm_sm90", given_out) as kernel:
+        launch, problem = launch_of(PLAIN, "deepgemm", f"{CASE} {mode}")
+        returned = launch()
+    by_row = (lambda scales: scales) if mode.endswith("K") else (lambda scales: scales.T)
+    call = kernel.call
+    assert call["input"] is problem["a"]
+    assert call["weight"] is problem["b"]
+    assert torch.equal(call["input_scale"], by_row(problem["a_scale"]).T)
+    assert torch.equal(call["weight_scale"], by_row(problem["b_scale"]))
+    assert (call["input_scale"].is_contiguous(), call["weight_scale"].is_contiguous()) == (True, True)
+    assert (call["out"].shape, call["out"].dtype) == ((12, 256), torch.bfloat16)
+    assert launch.outputs(returned) == {"out": call["out"]}
+
+
+def test_deepgemm_is_hoppers(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert reason_on(HOPPER, PLAIN, "deepgemm", CASE) == ""
+    assert "bfloat16 only" in reason_on(HOPPER, PLAIN, "deepgemm", f"{CASE} --out_dtype float16")
+    assert "divisible by 4" in reason_on(HOPPER, PLAIN, "deepgemm", f"{CASE} --m 3")
+    assert "it needs compute capability 9.0" in reason_on(Machine("cuda", "", (10, 0)), PLAIN, "deepgemm", CASE)
+
+
 @covers(GROUPED, "cutlass", "cutile")
 @pytest.mark.parametrize(("backend", "named"), [("cutlass", "trtllm"), ("cutile", "cutile")])
 @each_mode

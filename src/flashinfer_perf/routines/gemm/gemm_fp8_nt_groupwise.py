@@ -122,6 +122,26 @@ def cutile(case: GemmFlags, problem: Problem) -> Launch:
     return call_flashinfer(case, problem, "cutile")
 
 
+@gemm_fp8_nt_groupwise.backend(
+    "deepgemm",
+    requires=backends.on(
+        "9.0", backends.cuda_toolkit("12.8"), backends.tiles_of_128, backends.to_bf16, groupwise.whole_quads
+    ),
+    ignores=("autotune", "scale_major_mode", "mma_sm"),
+)
+def deepgemm(case: GemmFlags, problem: Problem) -> Launch:
+    """DeepGEMM's kernel for Hopper, as FlashInfer's fp8_blockscale_gemm_sm90 compiles it at its first call."""
+    kwargs = {
+        "input": problem["a"],
+        "weight": problem["b"],
+        # Documented as (m, tiles along k); the kernel reads them with the rows fastest
+        "input_scale": groupwise.by_row(problem["a_scale"], case.scale_major_mode).T.contiguous(),
+        "weight_scale": groupwise.by_row(problem["b_scale"], case.scale_major_mode).contiguous(),
+        "out": room(case, problem),
+    }
+    return Launch(flashinfer.gemm.fp8_blockscale_gemm_sm90, kwargs=kwargs, mutates=("out",))
+
+
 @gemm_fp8_nt_groupwise.backend("cublas", requires=groupwise.CUBLAS, ignores=("autotune", "mma_sm"))
 def cublas(case: GemmFlags, problem: Problem) -> Launch:
     """cuBLASLt with block scales, through PyTorch."""
