@@ -1,7 +1,7 @@
 """A testlist with what it reaches of the card: ``python benchmarks/rate_table.py --testlist FILE [--jsonl FILE]``.
 
 Measured as the program does by default (CUPTI where installed, cold cache) and checked. Prints a markdown table of
-medians and rates, and what share they are of the copy bandwidth and of the dense bfloat16 rate, both measured before.
+medians and rates, and what share they are of the copy bandwidth and of the dense rates, all measured before.
 Exit status 1 when anything was wrong or failed; what cannot run here is listed below the table with its reason.
 """
 
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 LIMITS = """
@@ -25,17 +25,32 @@ size = 8192
 a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
 launch = Launch(torch.mm, kwargs={{"input": a, "mat2": b}}, returns=("out",))
 took_us, _ = measure(CuptiTimer(in_graph=False), launch, "cold")
-print(max(vendor_copy(megabytes) for megabytes in (256, 512, 1024)), 2 * size**3 / took_us / 1e6)
+bf16 = 2 * size**3 / took_us / 1e6
+fp8 = float("nan")
+if torch.cuda.get_device_capability() >= (8, 9):
+    one = torch.ones((), device="cuda")
+    call = dict(input=a.to(torch.float8_e4m3fn), mat2=b.to(torch.float8_e4m3fn).T, scale_a=one, scale_b=one)
+    call |= dict(out_dtype=torch.bfloat16, use_fast_accum=True)
+    took_us, _ = measure(CuptiTimer(in_graph=False), Launch(torch._scaled_mm, kwargs=call, returns=("out",)), "cold")
+    fp8 = 2 * size**3 / took_us / 1e6
+print(max(vendor_copy(megabytes) for megabytes in (256, 512, 1024)), bf16, fp8)
 """
 MEASURED = ("ok", "mismatch")
 
 
-def card_limits() -> tuple[float, float]:
-    """TB/s of a large copy, and TFLOP/s of a bfloat16 product of 8192 x 8192 x 8192."""
+class Limits(NamedTuple):
+    """TB/s of a large copy, and TFLOP/s of products of 8192 x 8192 x 8192; FP8 with fast accumulation, or NaN."""
+
+    copy_tb_per_s: float
+    bf16_tflops: float
+    fp8_tflops: float
+
+
+def card_limits() -> Limits:
+    """Of the GPU, by PyTorch's own copy and products."""
     script = LIMITS.format(here=str(HERE), source=str(HERE.parent / "src"))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    bandwidth, rate = (float(number) for number in done.stdout.split()[-2:])
-    return bandwidth, rate
+    return Limits(*(float(number) for number in done.stdout.split()[-3:]))
 
 
 def run(testlist: str, file: Path) -> list[dict[str, Any]]:
@@ -46,16 +61,16 @@ def run(testlist: str, file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def row(record: dict[str, Any], bandwidth: float, rate: float) -> tuple[str, ...]:
+def row(record: dict[str, Any], limits: Limits) -> tuple[str, ...]:
     """Case, backend, median, rates, and their shares."""
     median_ms, work = record["measurement"]["summary"]["median_ms"], record["work"]
     tflops, tb_per_s = work["flops"] / (1e9 * median_ms), work["bytes"] / (1e9 * median_ms)
     resolved = record["resolved_backend"]
     backend = record["backend"] + (f" ({resolved})" if resolved not in ("", record["backend"]) else "")
     error = max((found["relative_l2"] or 0.0 for found in record["verdict"]["findings"]), default=0.0)
-    shares = (f"{100 * tb_per_s / bandwidth:.0f} %", f"{100 * tflops / rate:.0f} %")
+    shares = (tb_per_s / limits.copy_tb_per_s, tflops / limits.bf16_tflops, tflops / limits.fp8_tflops)
     numbers = (f"{median_ms * 1e3:.1f}", f"{tflops:.1f}", f"{tb_per_s:.3f}")
-    return (tag_of(record), backend, *numbers, *shares, f"{error:.4f}")
+    return (tag_of(record), backend, *numbers, *(f"{100 * share:.0f} %" for share in shares), f"{error:.4f}")
 
 
 def tag_of(record: dict[str, Any]) -> str:
@@ -83,13 +98,17 @@ def main() -> int:
     )
     parser.add_argument("--jsonl", help="file for the records")
     arguments = parser.parse_args()
-    bandwidth, rate = card_limits()
+    limits = card_limits()
     with tempfile.TemporaryDirectory() as scratch:
         records = run(arguments.testlist, Path(arguments.jsonl or Path(scratch) / "records.jsonl"))
-    print(f"Copy bandwidth: {bandwidth:.3f} TB/s; dense bfloat16 rate: {rate:.0f} TFLOP/s\n")
-    header = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", "of copy bandwidth", "of bfloat16 rate", "relative L2 error")
+    print(
+        f"Copy bandwidth: {limits.copy_tb_per_s:.3f} TB/s; dense bfloat16 rate: {limits.bf16_tflops:.0f} TFLOP/s; "
+        f"dense FP8 rate: {limits.fp8_tflops:.0f} TFLOP/s\n"
+    )
+    shares = ("of copy bandwidth", "of bfloat16 rate", "of FP8 rate")
+    header = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", *shares, "relative L2 error")
     measured = [record for record in records if record["measurement"]]
-    for line in (header, ["---"] * len(header), *(row(record, bandwidth, rate) for record in measured)):
+    for line in (header, ["---"] * len(header), *(row(record, limits) for record in measured)):
         print(f"| {' | '.join(line)} |")
     print("\nNot run:\n", *refusals(records), sep="\n")
     bad = [r for r in records if r["status"] not in ("ok", "unsupported") or (r["measurement"] and not passed(r))]
