@@ -99,12 +99,13 @@ def main() -> int:
     parser.add_argument("--jsonl", help="file for the records")
     arguments = parser.parse_args()
     limits = card_limits()
-    with tempfile.TemporaryDirectory() as scratch:
-        records = run(arguments.testlist, Path(arguments.jsonl or Path(scratch) / "records.jsonl"))
     print(
         f"Copy bandwidth: {limits.copy_tb_per_s:.3f} TB/s; dense bfloat16 rate: {limits.bf16_tflops:.0f} TFLOP/s; "
-        f"dense FP8 rate: {limits.fp8_tflops:.0f} TFLOP/s\n"
+        f"dense FP8 rate: {limits.fp8_tflops:.0f} TFLOP/s\n",
+        flush=True,
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        records = run(arguments.testlist, Path(arguments.jsonl or Path(scratch) / "records.jsonl"))
     shares = ("of copy bandwidth", "of bfloat16 rate", "of FP8 rate")
     header = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", *shares, "relative L2 error")
     measured = [record for record in records if record["measurement"]]
