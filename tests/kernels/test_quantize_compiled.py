@@ -23,7 +23,7 @@ TENSORS = {"x": "*bf16", "values": "*u8", "scales": "*u8"}
 
 def compiled(name: str, capability: tuple[int, int], **changes: object) -> SimpleNamespace:
     tiles = tiling(name, capability)
-    constants = {"FORMAT": name, "HALF": False, "LAYOUT": "128x4", "SHUFFLED": False, "COMPILED": True}
+    constants = {"FORMAT": name, "HALF": False, "LAYOUT": "128x4", "SHUFFLED": False}
     constants |= {"HARDWARE": capability >= FP8_CONVERSION, "ROWS": tiles.rows, "BLOCKS": tiles.blocks}
     constants |= {"WHOLE": tiles.whole} | {key: value for key, value in changes.items() if key not in FUSED}
     arguments = quantize_blocks.arg_names

@@ -15,22 +15,6 @@ SPAN = tl.constexpr(128)
 """Rows within which layouts and shuffles stay; a program's slots lie in one such span."""
 
 
-LARGEST_BFLOATS = tl.constexpr(
-    """{
-    .reg .b32 a, b, c, d;
-    and.b32 a, $1, 0x7FFF7FFF;
-    and.b32 b, $2, 0x7FFF7FFF;
-    and.b32 c, $3, 0x7FFF7FFF;
-    and.b32 d, $4, 0x7FFF7FFF;
-    max.bf16x2 a, a, b;
-    max.bf16x2 c, c, d;
-    max.bf16x2 $0, a, c;
-    }"""
-)
-"""Larger of every second element of four words, by magnitude: two at once, since compute capability 8.0."""
-LARGEST_HALVES = tl.constexpr(LARGEST_BFLOATS.value.replace("bf16x2", "f16x2"))
-
-
 @triton.jit
 def row_of_slot(slot, LAYOUT: tl.constexpr):
     """The output's row, within a span, whose scales lie at a slot."""
@@ -109,28 +93,6 @@ def two_floats(words, HALF: tl.constexpr):
 
 
 @triton.jit
-def largest_of_eight(w0, w1, w2, w3, HALF: tl.constexpr, COMPILED: tl.constexpr):
-    """Largest magnitude, in fp32, of the elements in four words; NaN is not seen, unless there is nothing else."""
-    if COMPILED:
-        words = tl.inline_asm_elementwise(
-            LARGEST_HALVES if HALF else LARGEST_BFLOATS,
-            "=r,r,r,r,r",
-            [w0, w1, w2, w3],
-            dtype=tl.uint32,
-            is_pure=True,
-            pack=1,
-        )
-        low, high = two_floats(words, HALF)
-        result = tl.maximum(low, high)
-    else:
-        result = tl.maximum(
-            tl.maximum(_largest_of_two(w0, HALF), _largest_of_two(w1, HALF)),
-            tl.maximum(_largest_of_two(w2, HALF), _largest_of_two(w3, HALF)),
-        )
-    return result
-
-
-@triton.jit
-def _largest_of_two(word, HALF: tl.constexpr):
-    low, high = two_floats(word, HALF)
-    return tl.maximum(tl.abs(low), tl.abs(high))
+def larger(a, b):
+    """Larger magnitude of two tensors; NaN is not seen."""
+    return tl.maximum(tl.abs(a), tl.abs(b))

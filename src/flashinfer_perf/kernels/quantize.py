@@ -135,7 +135,6 @@ def _launch(
         HALF=x.dtype == torch.float16,
         LAYOUT=layout,
         SHUFFLED=shuffled,
-        COMPILED=capability != INTERPRETED,
         HARDWARE=capability >= FP8_CONVERSION if hardware is None else hardware,
         ROWS=tiles.rows,
         BLOCKS=tiles.blocks,

@@ -13,48 +13,37 @@ SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 
 
 @triton.jit
-def _floats(words, HALF: tl.constexpr, COMPILED: tl.constexpr):
+def _floats(words, HALF: tl.constexpr):
     """Eight tensors of a piece's elements in order, and the largest magnitude of each block; zero if all are NaN."""
     w0, w1, w2, w3 = block_tiles.split_four(words)
     v0, v1 = block_tiles.two_floats(w0, HALF)
     v2, v3 = block_tiles.two_floats(w1, HALF)
     v4, v5 = block_tiles.two_floats(w2, HALF)
     v6, v7 = block_tiles.two_floats(w3, HALF)
-    of_pieces = block_tiles.largest_of_eight(w0, w1, w2, w3, HALF, COMPILED)
-    largest = tl.maximum(tl.max(of_pieces, axis=1), 0.0)
+    left = block_tiles.larger(block_tiles.larger(v0, v1), block_tiles.larger(v2, v3))
+    right = block_tiles.larger(block_tiles.larger(v4, v5), block_tiles.larger(v6, v7))
+    largest = tl.maximum(tl.max(tl.maximum(left, right), axis=1), 0.0)
     return v0, v1, v2, v3, v4, v5, v6, v7, largest
 
 
 @triton.jit
-def _scale(largest, global_scale, FORMAT: tl.constexpr, COMPILED: tl.constexpr):
+def _scale(largest, global_scale, FORMAT: tl.constexpr):
     """Scale bytes of blocks, and the factors that elements are multiplied by."""
     if FORMAT == "mxfp8":  # every branch needs its else: the compiler goes on behind a return
         byte, factor = e8m0.scale_up(largest, 8, 0x600000)
     elif FORMAT == "mxfp4":
         byte, factor = e8m0.scale_up(largest, 2, 0x400000)
     else:
-        byte, factor = _nvfp4_scale(largest, tl.load(global_scale), COMPILED)
+        byte, factor = _nvfp4_scale(largest, tl.load(global_scale))
     return byte, factor
 
 
 @triton.jit
-def _nvfp4_scale(largest, global_scale, COMPILED: tl.constexpr):
+def _nvfp4_scale(largest, global_scale):
     """As ``formats.nvfp4``, operation by operation: another order gives other codes at ties."""
     code, scale = e4m3.round_scale(_flushed(global_scale * _flushed(largest * SIXTH)))
-    factor = _reciprocal(scale * _flushed(_reciprocal(global_scale, COMPILED)), COMPILED)
+    factor = tl.div_rn(1.0, scale * _flushed(tl.div_rn(1.0, global_scale)))
     return code, tl.where(largest == 0.0, 0.0, factor)
-
-
-@triton.jit
-def _reciprocal(value, COMPILED: tl.constexpr):
-    """1 / value, rounded to nearest: what a division would give, in fewer instructions."""
-    if COMPILED:
-        result = tl.inline_asm_elementwise(
-            "rcp.rn.f32 $0, $1;", "=f,f", [value], dtype=tl.float32, is_pure=True, pack=1
-        )
-    else:
-        result = tl.div_rn(1.0, value)
-    return result
 
 
 @triton.jit
@@ -76,7 +65,6 @@ def quantize_blocks(
     HALF: tl.constexpr,
     LAYOUT: tl.constexpr,
     SHUFFLED: tl.constexpr,
-    COMPILED: tl.constexpr,
     HARDWARE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -85,8 +73,7 @@ def quantize_blocks(
     """A tile of ROWS slots and BLOCKS blocks.
 
     Rows are those of a batch entry. ``out_blocks`` counts the blocks of zeros, too, that fill a row up to its
-    alignment; ``padded_rows`` the rows of a layout's last tile. COMPILED is false in Triton's interpreter, which knows
-    no PTX; HARDWARE where E4M3 has an instruction.
+    alignment; ``padded_rows`` the rows of a layout's last tile.
     """
     WORDS: tl.constexpr = 8 if FORMAT == "nvfp4" else 16
     OUT_WORDS: tl.constexpr = WORDS // 2 if FORMAT == "mxfp8" else WORDS // 4
@@ -104,8 +91,8 @@ def quantize_blocks(
     block_words = x.to(WORD, bitcast=True) + origin * blocks * WORDS + source
     words = block_tiles.load_words(block_words, present & (block < blocks), WORDS, WHOLE)
 
-    v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF, COMPILED)
-    byte, factor = _scale(largest, global_scale, FORMAT, COMPILED)
+    v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
+    byte, factor = _scale(largest, global_scale, FORMAT)
     f = factor[:, None]
     if FORMAT == "mxfp8":
         low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)

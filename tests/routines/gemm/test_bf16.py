@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from flashinfer_perf.core.errors import DoesNotFit, InvalidInput
+from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.work import Work
+from flashinfer_perf.routines.gemm import backends
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
 from tests.contract import contract, covers
@@ -215,3 +217,29 @@ def test_what_cannot_fit_is_refused_with_both_byte_counts(name):
         case.routine.make(case.flags, TensorFactory("cpu", 42, 1 << 30, SingleRank()))
     assert str(65536 * 65536 * 2) in str(refusal.value)
     assert str(int((1 << 30) * 0.9)) in str(refusal.value)
+
+
+# ---- cuTile's compiler ----
+
+
+@pytest.mark.parametrize(
+    ("packages", "works", "says"),
+    [
+        ((), True, "cuda.tile is not installed; install it with: pip install cuda-tile"),
+        (
+            ("cuda.tile", "flashinfer"),
+            False,
+            "cuda.tile's compiler, tileiras, is not installed or does not know this GPU",
+        ),
+        (("cuda.tile", "flashinfer"), True, None),
+        (("cuda.tile",), False, None),
+    ],
+)
+def test_cutile_needs_a_compiler_that_knows_the_gpu(monkeypatch, packages, works, says):
+    """Without flashinfer its own requirement says what is missing."""
+    asked = []
+    monkeypatch.setattr(backends, "is_installed", lambda module: module in packages)
+    monkeypatch.setattr("flashinfer.cutile.is_cuda_tile_available", lambda device: asked.append(device) or works)
+    assert backends.cutile_installed.unmet(Machine("cuda:1", "a GPU", (9, 0)), None) == says
+    assert asked == (["cuda:1"] if len(packages) == 2 else [])
+    assert backends.cutile_installed.unmet(Machine("cpu", "", None), None) == (None if packages else says)

@@ -14,7 +14,7 @@ from flashinfer_perf.core.requirement import (
     on_generations,
     package,
 )
-from flashinfer_perf.lazy import torch
+from flashinfer_perf.lazy import flashinfer, torch
 
 AMPERE_AND_NEWER = "8.0 8.6 8.7 8.9 9.0 10.0 10.3 10.7 11.0 12.0 12.1"
 ADA_AND_NEWER = "8.9 9.0 10.0 10.3 10.7 11.0 12.0 12.1"
@@ -31,13 +31,18 @@ DOCUMENTED_BLACKWELL = "10.0 10.3"
 flashinfer_installed = package("flashinfer", extra="flashinfer")
 cudnn_installed = package("cudnn", extra="flashinfer")
 cute_dsl_installed = package("cutlass", extra="flashinfer")
-cutile_installed = Requirement(
-    "cuda.tile installed",
-    lambda machine, flags: (
-        None if is_installed("cuda.tile") else "cuda.tile is not installed; install it with: pip install cuda-tile"
-    ),
-    on_package=True,
-)
+
+
+def _unmet_cutile(machine: Machine, flags: Any) -> str | None:
+    """The package may lack its compiler, or the compiler this GPU; both show in the first call only."""
+    if not is_installed("cuda.tile"):
+        return "cuda.tile is not installed; install it with: pip install cuda-tile"
+    if machine.is_cuda and is_installed("flashinfer") and not flashinfer.cutile.is_cuda_tile_available(machine.device):
+        return "cuda.tile's compiler, tileiras, is not installed or does not know this GPU"
+    return None
+
+
+cutile_installed = Requirement("cuda.tile and its compiler installed", _unmet_cutile, on_package=True)
 
 not_e5m2_twice = case_rule(
     "e4m3 for one operand at least",

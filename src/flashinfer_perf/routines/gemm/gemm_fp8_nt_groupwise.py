@@ -114,7 +114,7 @@ def trtllm(case: GemmFlags, problem: Problem) -> Launch:
 
 @gemm_fp8_nt_groupwise.backend(
     "cutile",
-    requires=backends.on(backends.BLACKWELL, backends.cutile_installed, backends.tiles_of_128, backends.k_major),
+    requires=backends.on(backends.BLACKWELL, backends.tiles_of_128, backends.k_major, backends.cutile_installed),
     ignores=("autotune", "mma_sm"),
 )
 def cutile(case: GemmFlags, problem: Problem) -> Launch:

@@ -120,10 +120,10 @@ def cutlass(case: GemmFlags, problem: Problem) -> Launch:
     "cutile",
     requires=backends.on(
         backends.GROUPWISE,
-        backends.cutile_installed,
         backends.tiles_of_128,
         backends.k_major,
         backends.one_group_on_12,
+        backends.cutile_installed,
     ),
     ignores=("autotune", "mma_sm"),
 )

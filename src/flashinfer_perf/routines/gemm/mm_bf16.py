@@ -131,7 +131,7 @@ def tinygemm(case: GemmFlags, problem: Problem) -> Launch:
 
 @mm_bf16.backend(
     "cutile",
-    requires=backends.on(backends.CUTILE, backends.cutile_installed, backends.no_bias, backends.no_pdl),
+    requires=backends.on(backends.CUTILE, backends.no_bias, backends.no_pdl, backends.cutile_installed),
     ignores=("autotune",),
 )
 def cutile(case: GemmFlags, problem: Problem) -> Launch:
