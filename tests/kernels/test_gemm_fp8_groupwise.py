@@ -92,8 +92,8 @@ def test_few_rows_have_a_tiling_of_their_own():
 def test_hopper_has_a_kernel_of_its_own_for_many_rows(monkeypatch, rows, dtype, own):
     called = []
     monkeypatch.setattr(module, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(module, "_on_hopper", lambda *call: called.append(True))
-    monkeypatch.setattr(module, "_anywhere", lambda *call: called.append(False))
+    monkeypatch.setattr(module, "_on_hopper", lambda call: called.append(True))
+    monkeypatch.setattr(module, "_anywhere", lambda call, tiles, interpreted: called.append(False))
     m_indptr, out = torch.tensor([0, rows], dtype=torch.int32), torch.empty(rows, 128, dtype=getattr(torch, dtype))
     gemm_fp8_groupwise(fp8(rows, 256), B, torch.ones(rows, 2), B_SCALE, m_indptr, out, "K")
     assert called == [own]

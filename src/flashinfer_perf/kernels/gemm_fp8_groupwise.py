@@ -6,6 +6,8 @@ cores, as exactly as they do; what is added over k is scaled and summed in fp32.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float8e4nv, float16
@@ -61,74 +63,67 @@ def gemm_fp8_groupwise(
         *_strides("a_scale", a_scale, (rows, k // TILE), scale_major_mode),
         *_strides("b_scale", b_scale, (groups, n // TILE, k // TILE), scale_major_mode),
     )
+    call = _Call(a, b, a_scale, b_scale, m_indptr, out, strides)
     capability = _capability(a.device)
     in_group = -(-rows // groups)
     if not rows:
         return
     if capability == HOPPER and in_group > FEW_ROWS and out.dtype in GLUON and tiles is None:
-        _on_hopper(a, b, a_scale, b_scale, m_indptr, out, strides)
+        _on_hopper(call)
     else:
-        tiles = tiles or tiling(in_group)
-        _anywhere(a, b, a_scale, b_scale, m_indptr, out, strides, tiles, capability == INTERPRETED)
+        _anywhere(call, tiles or tiling(in_group), interpreted=capability == INTERPRETED)
 
 
-def _on_hopper(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    a_scale: torch.Tensor,
-    b_scale: torch.Tensor,
-    m_indptr: torch.Tensor,
-    out: torch.Tensor,
-    strides: tuple[int, ...],
-) -> None:
-    (rows, k), (groups, n, _) = a.shape, b.shape
-    processors = torch.cuda.get_device_properties(a.device).multi_processor_count
-    gemm_hopper[(min(_most_tiles(rows, groups, n, TILE_ROWS, TILE), processors),)](
-        _blocks_of(a, PART.value),
-        _blocks_of(b.view(groups * n, k), BLOCK.value),
-        a_scale,
-        b_scale,
-        _blocks_of(out, PART.value),
-        out,
-        m_indptr,
+class _Call(NamedTuple):
+    """Valid operands; strides are those of the scales."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    a_scale: torch.Tensor
+    b_scale: torch.Tensor
+    m_indptr: torch.Tensor
+    out: torch.Tensor
+    strides: tuple[int, ...]
+
+    def most_tiles(self, rows: int, columns: int) -> int:
+        """A group's last tile may be a small one, so groups may have one more tile each than their rows fill."""
+        groups, n, _ = self.b.shape
+        return (triton.cdiv(len(self.a), rows) + groups - 1) * (n // columns)
+
+
+def _on_hopper(call: _Call) -> None:
+    (rows, k), (groups, n, _) = call.a.shape, call.b.shape
+    processors = torch.cuda.get_device_properties(call.a.device).multi_processor_count
+    gemm_hopper[(min(call.most_tiles(TILE_ROWS, TILE), processors),)](
+        _blocks_of(call.a, PART.value),
+        _blocks_of(call.b.view(groups * n, k), BLOCK.value),
+        call.a_scale,
+        call.b_scale,
+        _blocks_of(call.out, PART.value),
+        call.out,
+        call.m_indptr,
         groups,
         rows,
         n,
         k // TILE,
-        *strides,
+        *call.strides,
         num_warps=4,
     )
 
 
-def _blocks_of(matrix: torch.Tensor, rows: int) -> TensorDescriptor:
-    """For the copy engine: blocks of so many rows and 128 columns."""
-    shape = [rows, BLOCK.value]
-    return TensorDescriptor.from_tensor(matrix, shape, NVMMASharedLayout.get_default_for(shape, GLUON[matrix.dtype]))
-
-
-def _anywhere(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    a_scale: torch.Tensor,
-    b_scale: torch.Tensor,
-    m_indptr: torch.Tensor,
-    out: torch.Tensor,
-    strides: tuple[int, ...],
-    tiles: GemmTiling,
-    interpreted: bool,
-) -> None:
-    (rows, k), (groups, n, _) = a.shape, b.shape
-    gemm_tiles[(_most_tiles(rows, groups, n, tiles.rows, tiles.columns),)](
-        a,
-        b,
-        a_scale,
-        b_scale,
-        out,
-        m_indptr,
+def _anywhere(call: _Call, tiles: GemmTiling, *, interpreted: bool) -> None:
+    groups, n, k = call.b.shape
+    gemm_tiles[(call.most_tiles(tiles.rows, tiles.columns),)](
+        call.a,
+        call.b,
+        call.a_scale,
+        call.b_scale,
+        call.out,
+        call.m_indptr,
         groups,
         n,
         k // TILE,
-        *strides,
+        *call.strides,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
         UPCAST=interpreted,
@@ -137,9 +132,10 @@ def _anywhere(
     )
 
 
-def _most_tiles(rows: int, groups: int, n: int, tile_rows: int, tile_columns: int) -> int:
-    """A group's last tile may be a small one, so groups may have one more tile each than their rows fill."""
-    return (triton.cdiv(rows, tile_rows) + groups - 1) * (n // tile_columns)
+def _blocks_of(matrix: torch.Tensor, rows: int) -> TensorDescriptor:
+    """For the copy engine: blocks of so many rows and 128 columns."""
+    shape = [rows, BLOCK.value]
+    return TensorDescriptor.from_tensor(matrix, shape, NVMMASharedLayout.get_default_for(shape, GLUON[matrix.dtype]))
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

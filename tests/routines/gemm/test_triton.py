@@ -39,9 +39,9 @@ def test_the_kernel_gets_what_its_documentation_asks_for(monkeypatch, name, flag
 @pytest.mark.parametrize(("name", "flags"), CASES)
 def test_operands_are_accepted_by_the_kernel_itself(monkeypatch, name, flags):
     launched = []
-    monkeypatch.setattr(module, "_anywhere", lambda *call: launched.append(call))
+    monkeypatch.setattr(module, "_anywhere", lambda call, tiles, interpreted: launched.append(call))
     launch, problem = launch_of(name, "triton", flags)
     launch()
     assert len(launched) == 1
-    assert launched[0][0] is problem["a"]
+    assert launched[0].a is problem["a"]
     assert launch.arguments()["m_indptr"].dtype is torch.int32
