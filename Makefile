@@ -23,7 +23,7 @@ benchmark: environment  ## Benchmark and check small cases of every family on th
 	@$(BIN)/python benchmarks/flashinfer_benchmark.py --testlist $(TESTLIST) --refcheck --output_path $(OUTPUT) $(ARGS)
 
 test: $(VENV)/.installed-test  ## Run the tests that need no GPU
-	@$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not gpu" -n auto $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-test  ## Check style, format and types
 	$(BIN)/ruff check .

@@ -77,7 +77,7 @@ def test_a_bad_line_is_reported_with_its_place_and_spoils_no_other():
         (f"{QUANTISE} --input_dtype fp8", "--input_dtype: 'fp8' is not one of bfloat16, float16"),
         (
             f"{QUANTISE} --backends tensorrt",
-            "--backends of mxfp4_quantize: 'tensorrt' is not one of cuda, cute-dsl, torch",
+            "--backends of mxfp4_quantize: 'tensorrt' is not one of cuda, cute-dsl, triton, torch",
         ),
         (f"{QUANTISE} --vocab_size 3", "--vocab_size is a flag of sampling routines, not of quantization ones"),
         (f"{QUANTISE} stray", "stray word 'stray'"),

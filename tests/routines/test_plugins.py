@@ -99,7 +99,7 @@ def test_it_is_listed(installed):
     assert "  acme_amplify: Multiplies by a number, as only Acme can." in lines
     assert "    + anvil" in lines
     ours = lines.index(next(line for line in lines if line.startswith("  mxfp4_quantize:")))
-    assert "    + rocket" in lines[ours : ours + 5]
+    assert "    + rocket" in lines[ours : ours + 6]
 
 
 def test_it_is_in_the_help(installed):

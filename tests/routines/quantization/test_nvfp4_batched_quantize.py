@@ -88,7 +88,7 @@ def test_a_wrong_global_scale_is_caught(wrong):
         ("--batch_size 2 --m 4 --k 24", r"k \(24\) must be divisible by the block size, 16"),
         ("--batch_size 2 --m 4 --k 64 --sf_vec_size 32", r"sf_vec_size \(32\) must be 16"),
         ("--batch_size 2 --m 4 --k 64 --global_scale 1e31", r"global_scale \(1e\+31\) must be between"),
-        ("--batch_size 2 --m 4 --k 64 --backends cute-dsl", "'cute-dsl' is not one of cuda, torch"),
+        ("--batch_size 2 --m 4 --k 64 --backends cute-dsl", "'cute-dsl' is not one of cuda, triton, torch"),
     ],
 )
 def test_bad_input(flags, message):
