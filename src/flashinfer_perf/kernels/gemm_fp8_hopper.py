@@ -24,6 +24,9 @@ PART = gl.constexpr(64)
 PARTS = gl.constexpr(3)
 STAGES = gl.constexpr(4)
 """Blocks of k in the ring: 160 KiB, beside 48 KiB of output."""
+# Of one signature: Triton 3.9 has the first names only, 3.6 the second.
+copy_in = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 NEIGHBOURS = gl.constexpr(8)
 """Rows of tiles that are walked down before the next column, so that both operands stay in L2."""
 TILE_ROWS = PART.value * PARTS.value
@@ -77,9 +80,9 @@ def _load(rings, a, b, m_indptr, sizes):
             mbarrier.expect(filled.index(stage), (PART * PARTS + BLOCK) * BLOCK)
             for part in gl.static_range(PARTS):
                 room = a_ring.index(stage * PARTS + part)
-                tma.async_copy_global_to_shared(a, [row + part * PART, block * BLOCK], filled.index(stage), room)
+                copy_in(a, [row + part * PART, block * BLOCK], filled.index(stage), room)
             place = [group * n + column, block * BLOCK]
-            tma.async_copy_global_to_shared(b, place, filled.index(stage), b_ring.index(stage))
+            copy_in(b, place, filled.index(stage), b_ring.index(stage))
             step += 1
 
 
@@ -119,7 +122,7 @@ def _multiply(rings, out, out_pointer, out_rooms, a_scale, b_scale, m_indptr, si
             tma.store_wait(0)
             out_room.store(result)
             fence_async_shared()
-            tma.async_copy_shared_to_global(out, [row, column], out_room)
+            copy_out(out, [row, column], out_room)
         else:  # the copy engine would write into the next group's rows
             columns = column + gl.arange(0, BLOCK, gl.SliceLayout(0, layout))
             pointers = out_pointer + (row + index)[:, None].to(gl.int64) * n + columns[None, :]
