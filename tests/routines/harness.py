@@ -32,6 +32,8 @@ SMALL = {
     "quantization": "--m 3 --k 64",
     "nvfp4_batched_quantize": "--batch_size 2 --m 3 --k 64",
     "gemm": "--m 8 --n 256 --k 256",
+    "rope": "--batch_size 2 --seq_len 7 --num_qo_heads 3 --num_kv_heads 2 --head_dim 24 --rotary_dim 16 --page_size 4",
+    "mla_rope_quantize_fp8": "--batch_size 2 --seq_len 7 --num_qo_heads 3 --head_dim 24 --no_rope_dim 16",
     "moe_comm": "--num_tokens 6 --hidden_size 10 --num_experts 4 --top_k 2",
 }
 """A small valid case of every family, or of a routine by its own name, for the tests that hold for all of them."""
