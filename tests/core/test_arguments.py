@@ -43,6 +43,11 @@ FAMILIES = {
         batch_size= vocab_size= input_dtype= top_k= top_p= min_p= temperature= filter_apply_order=
         num_speculate_tokens= max_len= num_rows= backends+
     """,
+    "rope": """
+        batch_size= seq_len= num_qo_heads= num_kv_heads= head_dim= rotary_dim= no_rope_dim= input_dtype= quant_dtype=
+        rope_scale= rope_theta= interleave page_size= kv_layout= low_freq_factor= high_freq_factor= old_context_len=
+        backends+
+    """,
 }
 SHORT = {"-R": "routine", "-v": "verbose", "-n": "num_iters", "-d": "dry_run_iters", "-h": "help"}
 

@@ -7,7 +7,7 @@ from functools import partial
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.lazy import flashinfer
 from flashinfer_perf.routines.rope import backends, calls, eager, inputs, reference, work
-from flashinfer_perf.routines.rope.flags import DISTINCT_FACTORS, WHOLE_PAIRS, RopeFlags
+from flashinfer_perf.routines.rope.flags import LLAMA31_RULES, RopeFlags
 from flashinfer_perf.routines.rope.frequencies import llama31_frequencies
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -18,7 +18,7 @@ from flashinfer_perf.run.problem import Problem
     "apply_llama31_rope_pos_ids",
     flags=RopeFlags,
     uses=calls.LLAMA31_FLAGS,
-    rules=(*WHOLE_PAIRS, DISTINCT_FACTORS),
+    rules=LLAMA31_RULES,
 )
 def apply_llama31_rope_pos_ids(case: RopeFlags, make: TensorFactory) -> Problem:
     """Apply Llama 3.1 style RoPE with position IDs."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.formats.fp8 import encode
 from flashinfer_perf.lazy import torch
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Scaling = Callable[[torch.Tensor], torch.Tensor]
+Pair: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"
+Scaling: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """Makes of plain frequencies those that are used."""
 
 

@@ -88,8 +88,17 @@ WHOLE_PAIRS_OF_MLA = (
         "head_dim ({head_dim}) minus no_rope_dim ({no_rope_dim}) must be even, since dimensions are rotated in pairs",
     ),
 )
-DISTINCT_FACTORS = Rule(
-    lambda case: case.high_freq_factor > case.low_freq_factor,
-    "high_freq_factor ({high_freq_factor}) must be above low_freq_factor ({low_freq_factor}): Llama 3.1's scaling "
-    "divides by their difference",
+LONGEST_CONTEXT = 1 << 24
+"""Up to here fp32, in which kernels compute, has every whole number."""
+LLAMA31_RULES = (
+    *WHOLE_PAIRS,
+    Rule(
+        lambda case: case.high_freq_factor > case.low_freq_factor,
+        "high_freq_factor ({high_freq_factor}) must be above low_freq_factor ({low_freq_factor}): Llama 3.1's scaling "
+        "divides by their difference",
+    ),
+    Rule(
+        lambda case: case.old_context_len <= LONGEST_CONTEXT,
+        "old_context_len ({old_context_len}) must not be above 16777216, from which on fp32 does not have every length",
+    ),
 )

@@ -29,9 +29,9 @@ WHERE = ("kv_indices", "kv_indptr", "batch_indices", "positions")
 def rope_quantize_fp8_append_paged_kv_cache(case: RopeFlags, make: TensorFactory) -> Problem:
     """RoPE with FP8 quantization and paged KV cache append (SM8.9+)."""
     rest = case.head_dim - rotated(case)
+    tensors = quantising.tensors(case, make, rotated(case), rest)  # first: it refuses what is far too large
     pages = shuffled_pages(make, torch.full((case.batch_size,), case.seq_len), case.seq_len, case.page_size)
-    tensors = {
-        **quantising.tensors(case, make, rotated(case), rest),
+    tensors |= {
         "v": make.normal("v", (case.tokens, case.num_kv_heads, case.head_dim), case.input_dtype),
         **{name: make.normal(name, _cache_shape(case, pages), case.quant_dtype) for name in CACHES},
         **_places(case, make, pages),
