@@ -32,6 +32,7 @@ SHAPES = [
 WIDE = f"--batch_size 2 --seq_len 50 {HEADS} --head_dim 512"
 FAR_OUT = "--batch_size 1 --seq_len 131072 --num_qo_heads 1 --num_kv_heads 1 --head_dim 64 --rope_theta 5e5"
 GENERIC = f"--batch_size 3 --seq_len 33 {HEADS}"
+GENERIC_DIMS = ("96", "72 --rotary_dim 32", "80 --rotary_dim 16 --interleave")
 """Head dims that apply_rope_with_cos_sin_cache hands to another kernel."""
 MLA_SHAPES = [
     "--batch_size 1 --seq_len 1 --num_qo_heads 128 --head_dim 576 --no_rope_dim 512 --input_dtype bfloat16",
@@ -50,9 +51,7 @@ def variants() -> list[tuple[str, str]]:
     found = [(name, f"{shape} {layout}") for name in NAMES if name != MLA for shape in SHAPES for layout in layouts]
     found += [(name, f"{WIDE} {layout}") for name in APPLY for layout in layouts]
     found += [(name, f"{FAR_OUT} --rope_scale 8 {layout}") for name in COMPUTING for layout in layouts]
-    found += [
-        ("apply_rope_with_cos_sin_cache", f"{GENERIC} --head_dim {dims}") for dims in ("96", "72 --rotary_dim 32")
-    ]
+    found += [("apply_rope_with_cos_sin_cache", f"{GENERIC} --head_dim {dims}") for dims in GENERIC_DIMS]
     found += [("rope_quantize_fp8", f"{SHAPES[2]} --no_rope_dim {rest} {SCALED}") for rest in (16, 64, 80)]
     found += [
         (MLA, f"{shape} {layout} {scaled}") for shape in MLA_SHAPES for layout in layouts for scaled in ("", SCALED)
