@@ -59,6 +59,7 @@ def test_which_backends_run_on_a_gpu(bench, hopper, monkeypatch):
         "trtllm-native": "it needs compute capability 10.x, and this GPU has 9.0",
         "torch": "",
     }
+    assert found["apply_rope_with_cos_sin_cache"] == {"cuda": "", "torch": ""}
     assert {name: backends["cuda"] for name, backends in found.items() if name in QUANTISERS} == dict.fromkeys(
         QUANTISERS, WRITES_NOTHING
     )

@@ -41,6 +41,12 @@ def test_every_flag_routine_and_backend_is_there():
         assert all(f"- {name}: " in found["legend"] for name in routine.backends)
 
 
+def test_the_matrix_shows_where_rope_runs():
+    (row,) = (line for line in sections(all_routines())["support-matrix"].splitlines() if "mla_rope_quantize" in line)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:] == [*["torch"] * 4, "cuda, torch", *["cuda, cutile, torch"] * 4]
+
+
 def test_the_matrix_shows_what_runs_where():
     (row,) = (line for line in sections(all_routines())["support-matrix"].splitlines() if "MLAPaged" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
