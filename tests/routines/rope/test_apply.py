@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -58,6 +60,18 @@ def test_sequences_and_positions(name):
     else:
         assert problem["indptr"].dtype is problem["offsets"].dtype is torch.int32
         assert (problem["indptr"].tolist(), problem["offsets"].tolist()) == ([0, 9, 18, 27], [0, 0, 0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_triton_kernel_gets_the_same(name):
+    """That it is right is tested where it can run: in Triton's interpreter, and on a GPU."""
+    pytest.importorskip("triton")
+    launch, problem = launch_of(name, "triton", SCALED)
+    arguments = inspect.signature(launch.fn).bind(**launch.kwargs).arguments
+    assert all(arguments.pop(tensor) is problem[tensor] for tensor in problem.tensors)
+    scaling = (8.0, 1.0, 4.0, 64) if name in LLAMA31 else (8.0, 0.0, 0.0, 0)
+    assert arguments == {"rotary_dim": 32, "interleave": False, "rope_theta": 5e5, "scaling": scaling}
+    assert launch.returns == ("q_rope", "k_rope")
 
 
 # ---- Right kernels pass ----

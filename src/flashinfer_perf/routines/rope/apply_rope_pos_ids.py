@@ -40,6 +40,14 @@ def flashinfer_cuda(case: RopeFlags, problem: Problem) -> Launch:
     return Launch(flashinfer.rope.apply_rope_pos_ids, kwargs=calls.arguments(case, problem), returns=calls.ROTATED)
 
 
+@apply_rope_pos_ids.backend("triton", requires=backends.NEEDS_TRITON)
+def triton_kernel(case: RopeFlags, problem: Problem) -> Launch:
+    """This project's Triton kernel, for every head_dim."""
+    from flashinfer_perf.kernels import rope
+
+    return Launch(rope.apply_rope_pos_ids, kwargs=calls.triton_arguments(case, problem), returns=calls.ROTATED)
+
+
 @apply_rope_pos_ids.backend("torch")
 def torch_eager(case: RopeFlags, problem: Problem) -> Launch:
     """PyTorch operations, one after the other."""

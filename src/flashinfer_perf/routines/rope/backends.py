@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flashinfer_perf.core.requirement import Requirement, capability, case_rule, package
+from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.routines.rope.flags import RopeFlags, rotated, rotated_of_mla
 
 EVERYWHERE = "7.5 8.0 8.6 8.9 9.0 10.0 10.3 12.0"
@@ -18,6 +19,7 @@ FP8_VECTOR = 16
 
 flashinfer_installed = package("flashinfer", extra="flashinfer")
 NEEDS_FLASHINFER: tuple[Requirement, ...] = (capability(minimum="7.5"), flashinfer_installed)
+NEEDS_TRITON: tuple[Requirement, ...] = (capability(minimum="8.0"), triton_installed)
 NEEDS_FP8: tuple[Requirement, ...] = (capability(minimum="8.9"), flashinfer_installed)
 
 compiled_head_dim = case_rule(

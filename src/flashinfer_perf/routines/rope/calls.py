@@ -58,3 +58,12 @@ def scaled_as_llama31(case: RopeFlags, frequencies: torch.Tensor) -> torch.Tenso
     turns = frequencies * (case.old_context_len / (2 * math.pi))
     kept = ((turns - case.low_freq_factor) / (case.high_freq_factor - case.low_freq_factor)).clamp(0, 1)
     return (1 - kept) * (frequencies / case.rope_scale) + kept * frequencies
+
+
+def triton_arguments(case: RopeFlags, problem: Problem, llama31: bool = False) -> dict[str, Any]:
+    """Those of this project's Triton kernel, which takes the scaling as numbers."""
+    from flashinfer_perf.kernels.rope import Scaling
+
+    options = {name: getattr(case, name) for name in ("rotary_dim", "interleave", "rope_theta")}
+    factors = tuple(getattr(case, name) for name in LLAMA31) if llama31 else ()
+    return {**problem.tensors, **options, "scaling": Scaling(case.rope_scale, *factors)}
