@@ -143,7 +143,18 @@ REFUSED = [
     (APPEND, "9.0", "--head_dim 48", FP8_PAIRS),
     (APPEND, "9.0", "--head_dim 96 --rotary_dim 64", "FlashInfer's kernel moves the rest of a head in parts"),
 ]
+BLOCKS = "FlashInfer's kernel has blocks for each part of each head, of which CUDA takes 65535"
+REFUSED += [
+    (HEADS, "9.0", "--head_dim 32 --no_rope_dim 4096 --num_qo_heads 510", BLOCKS),
+    (MLA, "9.0", "--head_dim 4128 --no_rope_dim 4096 --num_qo_heads 509", BLOCKS),
+    (MLA, "9.0", "--head_dim 16416", BLOCKS),
+    (APPEND, "9.0", "--head_dim 4096 --rotary_dim 32 --num_qo_heads 510", BLOCKS),
+    (CACHED, "9.0", "--head_dim 4128 --rotary_dim 32 --num_qo_heads 510", BLOCKS),
+]
 TAKEN = [
+    (HEADS, "--head_dim 32 --no_rope_dim 4096 --num_qo_heads 507"),
+    (MLA, "--head_dim 4128 --no_rope_dim 4096 --num_qo_heads 507"),
+    (APPEND, "--head_dim 4096 --rotary_dim 32 --num_qo_heads 509"),
     *((name, flags) for name in (*APPLY, CACHED) for flags in ("--head_dim 64", "--head_dim 512 --rotary_dim 32")),
     *((name, "--head_dim 128 --rotary_dim 8 --interleave") for name in (*APPLY, CACHED)),
     (CACHED, "--head_dim 96"),

@@ -85,11 +85,49 @@ rest_of_whole_parts = case_rule(
     "head_dim must be divisible by rotary_dim; use --backends torch",
 )
 
+MOST_BLOCKS, MOST_THREADS = 65535, 1024
+"""CUDA's limits: blocks along a grid's second dimension, and threads of a block."""
+
+
+def launchable(
+    rope_dim: Callable[[Any], int], vectors: Callable[[Any], int], rest: Callable[[Any], int]
+) -> Requirement:
+    """Of a kernel that has a row of blocks for each of these vectors' parts, as large as the rotated one."""
+
+    def met(case: RopeFlags) -> bool:
+        parts = 1 - (-rest(case) // rope_dim(case))
+        return vectors(case) * parts <= MOST_BLOCKS and rope_dim(case) <= MOST_THREADS * FP8_VECTOR
+
+    return case_rule(
+        "at most 65535 parts of heads to a token",
+        met,
+        "FlashInfer's kernel has blocks for each part of each head, of which CUDA takes 65535, and a thread for 16 "
+        "rotated elements, of which it takes 1024; use --backends torch",
+    )
+
+
+def _heads(case: RopeFlags) -> int:
+    return case.num_qo_heads + case.num_kv_heads
+
+
+def _given_rest(case: RopeFlags) -> int:
+    return case.no_rope_dim
+
+
+def _rest_of_head(case: RopeFlags) -> int:
+    return case.head_dim - rotated(case)
+
+
+launches = launchable(rotated, _heads, _rest_of_head)
+launches_parts = launchable(rotated, _heads, _given_rest)
+launches_mla = launchable(rotated_of_mla, lambda case: case.num_qo_heads + 1, _given_rest)
+launches_append = launchable(rotated, lambda case: _heads(case) + case.num_kv_heads, _rest_of_head)
+
 ROTATES: tuple[Requirement, ...] = (*NEEDS_FLASHINFER, compiled_head_dim, whole_vectors)
-ROTATES_BY_CACHE: tuple[Requirement, ...] = (*NEEDS_FLASHINFER, cached_vectors)
-QUANTISES: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated), whole_rest)
-QUANTISES_MLA: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated_of_mla), whole_rest)
-APPENDS: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated), rest_of_whole_parts)
+ROTATES_BY_CACHE: tuple[Requirement, ...] = (*NEEDS_FLASHINFER, cached_vectors, launches)
+QUANTISES: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated), whole_rest, launches_parts)
+QUANTISES_MLA: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated_of_mla), whole_rest, launches_mla)
+APPENDS: tuple[Requirement, ...] = (*NEEDS_FP8, fp8_vectors(rotated), rest_of_whole_parts, launches_append)
 
 interleaved = case_rule(
     "--interleave",
