@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flashinfer_perf.checks.draws import at_least, chi_square, farthest
+from flashinfer_perf.checks.support import Support
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.lazy import torch
 
@@ -15,28 +17,37 @@ if TYPE_CHECKING:
     from flashinfer_perf.run.problem import Outputs
 
 FALSE_ALARM = 1e-6
-"""Probability that a correct sampler fails the chi-square test: once in a million cases."""
-MIN_EXPECTED = 10.0
-"""Bins are pooled until each expects that many draws; below it the chi-square distribution is a poor approximation."""
+"""Probability that a correct sampler fails one of the statistical tests: once in a million cases."""
+TESTS = 3
+"""Statistical tests of a case, which share that: frequencies, uncertain tokens, rows."""
 WANTED_DRAWS = 20_000
-MAX_CALLS = 64
-"""A call draws one token a row; small batches get fewer draws rather than a check that takes longer than the rest."""
+WANTED_OF_ROWS = 4_096
+"""Draws from the rows as they are: what is wrong there is wrong by much."""
+ELEMENTS_READ = {"cpu": 1 << 23, "cuda": 1 << 31}
+"""What all draws may read, in numbers: seconds of time. Large vocabularies get fewer draws, but never fewer calls than
+two, nor more draws than were wanted."""
+COLLISION = 1e-6
+"""Dependence on the seed is judged where a correct sampler repeats all its tokens less often than that."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Passes when every token lies in the support and draws from row 0, replicated, follow its distribution.
+    """Passes when every token lies in the support, and further calls of the same kernel
 
-    The truth is a tensor of probabilities in fp64, a row per token; tokens of probability zero are impossible, NaN
-    marks those too close to a threshold to say, which are allowed and not counted.
+    * on the first row, replicated, draw tokens as often as they are probable (chi-square), and uncertain ones not more
+      often than they could be;
+    * on the rows as they are draw, from each, tokens of the mean probability that its own distribution gives;
+    * with the same seed give the same tokens, and with other seeds other ones.
+
+    The truth is a ``Support``.
     """
 
     def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
-        tokens, probabilities = actual[name].to(torch.int64), expected[name]
-        if tokens.shape != probabilities.shape[:1]:
-            detail = f"shape {tuple(tokens.shape)} instead of {tuple(probabilities.shape[:1])}"
-            return Finding(name, False, detail, len(probabilities), len(probabilities))
-        wrong = ~possible(tokens, probabilities)
+        tokens, support = actual[name].to(torch.int64), expected[name]
+        if tokens.shape != (len(support),):
+            detail = f"shape {tuple(tokens.shape)} instead of {(len(support),)}"
+            return Finding(name, False, detail, len(support), len(support))
+        wrong = ~support.allows(tokens)
         return Finding(name, not bool(wrong.any()), "tokens inside the support", tokens.numel(), int(wrong.sum()))
 
     def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
@@ -45,57 +56,130 @@ class Distribution:
     def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
         if launch.draw is None:
             return Finding(name, False, "the backend offers no draw(seed, offset), so its distribution is unchecked")
-        row, batch = expected[name][0], len(expected[name])
-        calls = min(math.ceil(WANTED_DRAWS / batch), MAX_CALLS)
-        tokens = torch.cat([launch.draw(seed, 0).flatten().to(torch.int64) for seed in range(calls)])
-        if len(tokens) != calls * batch:
-            return Finding(name, False, f"{len(tokens)} tokens in {calls} draws from {batch} rows")
-        wrong = ~possible(tokens, row.expand(len(tokens), -1))
-        if bool(wrong.any()):
-            return Finding(name, False, "draws inside the support", len(tokens), int(wrong.sum()))
-        p_value, bins = chi_square(tokens, row)
-        detail = f"chi-square of {len(tokens)} draws in {bins} bins: p = {p_value:.3g}, false alarms {FALSE_ALARM:g}"
-        return Finding(name, p_value >= FALSE_ALARM, detail, len(tokens), 0)
+        support: Support = expected[name]
+        calls = calls_for(*support.weights.shape, device=support.weights.device.type)
+        drawn = [launch.draw(seed, 0).flatten().to(torch.int64) for seed in range(calls)]
+        tests = (
+            lambda: of_right_size(name, drawn, len(support)),
+            lambda: inside(name, torch.cat(drawn), support.row(0)),
+            lambda: frequencies(name, torch.cat(drawn), support.row(0)),
+            lambda: of_uncertain(name, torch.cat(drawn), support.row(0)),
+            lambda: repeatable(name, drawn[0], launch.draw(0, 0).flatten().to(torch.int64)),
+            lambda: depends_on_seed(name, drawn, support.row(0)),
+            lambda: of_their_rows(name, launch, support, calls),
+        )
+        return all_of(name, tests)
 
 
-def possible(tokens: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Which tokens are in range and not impossible; row by row."""
-    inside = (tokens >= 0) & (tokens < probabilities.shape[-1])
-    own = probabilities.gather(-1, tokens.clamp(0, probabilities.shape[-1] - 1)[:, None])[:, 0]
-    return inside & (own != 0)
+def calls_for(rows: int, vocabulary: int, device: str) -> int:
+    """How often to draw from so many rows."""
+    affordable = ELEMENTS_READ[device] // (rows * vocabulary)
+    return max(min(math.ceil(WANTED_DRAWS / rows), affordable), 2)
 
 
-def chi_square(tokens: torch.Tensor, row: torch.Tensor) -> tuple[float, int]:
-    """Pearson's test of draws against a row of probabilities, with the number of bins.
+def all_of(name: str, tests: tuple[Callable[[], Finding], ...]) -> Finding:
+    """The first test that failed, or what all of them found."""
+    found: list[Finding] = []
+    for test in tests:
+        found.append(test())
+        if not found[-1].passed:
+            return found[-1]
+    said = "; ".join(finding.detail for finding in found if finding.detail)
+    elements = max(finding.elements for finding in found)
+    return Finding(name, True, said, elements, coverage=said)
+
+
+def of_right_size(name: str, drawn: list[torch.Tensor], rows: int) -> Finding:
+    """A token to a row in every call."""
+    sizes = sorted({len(tokens) for tokens in drawn})
+    passed = sizes == [rows]
+    return Finding(name, passed, "" if passed else f"{sizes} tokens drawn from {rows} rows in {len(drawn)} calls")
+
+
+def inside(name: str, tokens: torch.Tensor, row: Support) -> Finding:
+    """No token that cannot be drawn."""
+    clamped = tokens.clamp(0, row.weights.shape[-1] - 1)
+    wrong = int(((tokens != clamped) | ~row.possible[0][clamped]).sum())
+    return Finding(name, not wrong, "draws outside the support" if wrong else "", len(tokens), wrong)
+
+
+def frequencies(name: str, tokens: torch.Tensor, row: Support) -> Finding:
+    """Tokens come as often as they are probable."""
+    p_value, bins = chi_square(tokens, row.laws()[0])
+    detail = f"chi-square of {len(tokens)} draws in {bins} bins: p = {p_value:.3g}, false alarms {FALSE_ALARM:g}"
+    return Finding(name, p_value >= FALSE_ALARM / TESTS, detail, len(tokens))
+
+
+def of_uncertain(name: str, tokens: torch.Tensor, row: Support) -> Finding:
+    """Tokens too close to a threshold to say do not come more often than if all of them were in."""
+    unsure = int((~row.certain[0][tokens]).sum())
+    share = float(row.unsure_share()[0])
+    if at_least(unsure, len(tokens), share) >= FALSE_ALARM / TESTS:
+        return Finding(name, True, "", len(tokens))
+    detail = f"{unsure} of {len(tokens)} draws at a threshold, where at most a share of {share:.3g} can be"
+    return Finding(name, False, detail, len(tokens), unsure)
+
+
+def repeatable(name: str, tokens: torch.Tensor, again: torch.Tensor) -> Finding:
+    """The same seed gives the same tokens."""
+    other = int((tokens != again).sum()) if tokens.shape == again.shape else len(tokens)
+    detail = "the same seed gives other tokens" if other else "the same seed gives the same tokens"
+    return Finding(name, not other, detail, len(tokens), other)
+
+
+def depends_on_seed(name: str, drawn: list[torch.Tensor], row: Support) -> Finding:
+    """Not every seed gives the tokens of the first one. Not judged where that may happen by chance."""
+    repeats = sum(len(tokens) for tokens in drawn[1:])
+    collision = likeliest(row) ** repeats
+    if collision > COLLISION:
+        reason = f"{repeats} draws are all the same with a probability of {collision:.2g}"
+        return Finding(name, True, f"dependence on the seed not judged: {reason}")
+    same = all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
+    detail = f"{len(drawn)} seeds give the same tokens" if same else "other seeds give other tokens"
+    return Finding(name, not same, detail, len(drawn[0]), len(drawn[0]) if same else 0)
+
+
+def likeliest(row: Support) -> float:
+    """The largest probability that a token can have: with none of the uncertain ones in but itself."""
+    weights, certain = row.weights[0], float(row.weights[0][row.certain[0]].sum())
+    largest = float(torch.where(row.possible[0], weights, torch.zeros_like(weights)).max())
+    return min(largest / certain, 1.0) if certain else 1.0
+
+
+def of_their_rows(name: str, launch: Launch, support: Support, calls: int) -> Finding:
+    """The timed call itself, with other seeds: tokens have the mean probability that their own rows give them."""
+    rows = len(support)
+    if rows == 1:
+        return Finding(name, True, "")
+    calls = max(min(calls // 4, math.ceil(WANTED_OF_ROWS / rows)), 1)
+    tokens = torch.stack([launch.with_seed(seed).flatten().to(torch.int64) for seed in range(calls)])
+    wrong = sum(int((~support.allows(row)).sum()) for row in tokens)
+    if wrong:
+        return Finding(name, False, "draws outside the support of their rows", tokens.numel(), wrong)
+    error, variance = off_their_rows(tokens, support)
+    if abs(error) <= farthest(variance, FALSE_ALARM / TESTS):
+        return Finding(name, True, f"{tokens.numel()} draws fit their own rows", tokens.numel())
+    detail = (
+        f"draws do not fit their own rows: {error:.3g} from what is expected, with a deviation of {variance**0.5:.3g}"
+    )
+    return Finding(name, False, detail, tokens.numel(), tokens.numel())
+
+
+def off_their_rows(tokens: torch.Tensor, support: Support) -> tuple[float, float]:
+    """How far the tokens' probabilities, in units of their row's largest, add up to another sum than expected.
+
+    Args:
+        tokens: (calls, rows), each in its row's support. Uncertain ones are left out.
 
     Returns:
-        (p, bins); (1.0, 1) when everything had to be pooled into one bin, or no token's probability is certain.
+        (error of the sum, variance of the sum).
     """
-    from scipy.special import chdtrc
-
-    certain = row.nan_to_num(nan=0.0)
-    counted = torch.bincount(tokens, minlength=len(row)).to(torch.float64).to(row.device)
-    counted = torch.where(row.isnan(), torch.zeros_like(counted), counted)
-    draws = float(counted.sum())
-    support = certain.nonzero()[:, 0]
-    support = support[certain[support].argsort(descending=True)]  # alike together: else pooling averages weights away
-    if not len(support):
-        return 1.0, 1
-    expected = certain[support] / certain.sum() * draws
-    bins = torch.div(expected.cumsum(0), 2 * MIN_EXPECTED, rounding_mode="floor").to(torch.int64)
-    bins = pooled(bins, expected)
-    expectation = torch.zeros(int(bins.max()) + 1, dtype=torch.float64, device=row.device)
-    observation = expectation.clone()
-    expectation.index_add_(0, bins, expected)
-    observation.index_add_(0, bins, counted[support])
-    statistic = float(((observation - expectation) ** 2 / expectation).sum())
-    freedom = len(expectation) - 1
-    return (float(chdtrc(freedom, statistic)) if freedom else 1.0), len(expectation)
-
-
-def pooled(bins: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """Bins renumbered without gaps, those that expect too few draws joined to the one before."""
-    _, bins = torch.unique_consecutive(bins, return_inverse=True)
-    size = torch.zeros(int(bins.max()) + 1, dtype=torch.float64, device=bins.device).index_add_(0, bins, expected)
-    large = (size >= MIN_EXPECTED).to(torch.int64)
-    return (large.cumsum(0) - 1).clamp(min=0)[bins]
+    laws = support.laws()
+    largest = laws.amax(dim=-1)
+    largest = torch.where(largest > 0, largest, 1.0)  # of a row in which nothing is certain
+    scores = (laws / largest[:, None]).gather(-1, tokens.T).T
+    mean = laws.square().sum(dim=-1) / largest
+    variance = laws.pow(3).sum(dim=-1) / largest.square() - mean.square()
+    counted = support.certain.gather(-1, tokens.T).T
+    error = torch.where(counted, scores - mean, torch.zeros_like(scores))
+    return float(error.sum()), float((variance.clamp(min=0) * counted.sum(dim=0)).sum())

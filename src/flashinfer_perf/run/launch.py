@@ -41,7 +41,8 @@ class Launch:
         no_graph: why no CUDA graph can hold the call, where it is known beforehand; a sentence.
         facts: values for declared columns, such as the time that planning took.
         resolved_backend: what really runs, where a name stands for a choice.
-        draw: for samplers, (seed, offset) -> tokens, by the very call that is timed.
+        draw: for samplers, (seed, offset) -> what the very call that is timed returns, with the first row of its
+            inputs in place of every row.
     """
 
     fn: Callable[..., Any] | None = None
@@ -55,7 +56,7 @@ class Launch:
     no_graph: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     resolved_backend: str = ""
-    draw: Callable[[int, int], torch.Tensor] | None = None
+    draw: Callable[[int, int], Any] | None = None
 
     def __post_init__(self) -> None:
         if (self.fn is None) == (not self.phases):
@@ -73,6 +74,16 @@ class Launch:
         for step in self.steps():
             result = step(result)
         return result
+
+    def with_seed(self, seed: int) -> Any:
+        """What the call gives with another ``seed``, which it takes as a keyword.
+
+        Raises:
+            TypeError: when it takes none.
+        """
+        if "seed" not in self.kwargs:
+            raise TypeError(f"the call takes no seed by keyword; it takes {', '.join(self.kwargs)}")
+        return dataclasses.replace(self, kwargs={**self.kwargs, "seed": seed})()
 
     def steps(self) -> list[Callable[[Any], Any]]:
         """The parts to time, each taking the previous one's result."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flashinfer_perf.core.dtypes import DType
-from flashinfer_perf.core.flags import backends_flag, flag
+from flashinfer_perf.core.flags import Since, backends_flag, flag
+
+DISTRIBUTIONS = ("normal", "peaked", "uniform", "ties")
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class SamplingFlags:
         DType.FLOAT32, choices=(DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16), help="Format of logits."
     )
     top_k: int = flag(50, minimum=1, help="How many of the largest are kept.")
-    top_p: float = flag(0.9, above=0, help="Probability mass that is kept.")
+    top_p: float = flag(0.9, above=0, help="Probability mass that is kept, at most 1.")
     min_p: float = flag(0.1, minimum=0, help="Share of the largest probability below which tokens are dropped.")
-    temperature: float = flag(1.0, minimum=0, help="What logits are divided by.")
+    temperature: float = flag(1.0, above=0, help="What logits are divided by.")
     filter_apply_order: str = flag(
         "top_k_first", choices=("top_k_first", "joint"), help="Order of the top-k and the top-p filter."
     )
@@ -31,3 +33,11 @@ class SamplingFlags:
     max_len: int = flag(4096, minimum=1, help="Longest row of the top-k transforms.")
     num_rows: int | None = flag(None, minimum=1, help="Rows of the top-k transforms. Default: batch_size.")
     backends: tuple[str, ...] = backends_flag()
+    enable_pdl: bool = flag(False, help="Use programmatic dependent launch.", since=Since.UPSTREAM_0_6_18)
+    input_distribution: str = flag(
+        "normal",
+        choices=DISTRIBUTIONS,
+        help="Distribution of logits, scores or probabilities: as upstream draws them, with few tokens holding the "
+        "mass, nearly even, or with many equal ones.",
+        since=Since.OURS,
+    )

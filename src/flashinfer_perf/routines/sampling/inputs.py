@@ -1,18 +1,67 @@
-"""Inputs of the sampling family."""
+"""Inputs of the sampling family, and the lines that show them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
+from flashinfer_perf.routines.sampling.flags import SamplingFlags
 from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.problem import Shown
+
+PEAK = 6.0
+"""Standard deviation of peaked logits. Above sqrt(2 ln vocab_size), 4.9 for 128256 tokens, a handful of tokens hold
+most of the probability, as they do in a trained model (it is the freezing point of the random energy model).
+"""
+STEP = 0.25
+"""Logits with ties are multiples of it: 30 values for all tokens, exact in every format."""
+LEVELS = 16
+"""Different values among probabilities with ties."""
 
 
-def probabilities(make: TensorFactory, batch_size: int, vocab_size: int) -> torch.Tensor:
-    """(batch, vocab) fp32 rows that sum to 1: uniform numbers divided by their sum."""
-    weights = make.uniform("probs", (batch_size, vocab_size), DType.FLOAT32)
-    return weights.div_(weights.sum(dim=-1, keepdim=True))
+def logits(
+    make: TensorFactory, name: str, shape: Sequence[int], dtype: DType, distribution: str = "normal"
+) -> torch.Tensor:
+    """Standard normal numbers; or six times that, or uniform on [0, 1), or multiples of a quarter."""
+    if distribution == "uniform":
+        return make.uniform(name, shape, dtype)
+    drawn = make.normal(name, shape, dtype, scale=1 / PEAK if distribution == "peaked" else 1.0)
+    return drawn.div_(STEP).round_().mul_(STEP) if distribution == "ties" else drawn
+
+
+def probabilities(
+    make: TensorFactory,
+    shape: Sequence[int],
+    distribution: str = "normal",
+    name: str = "probs",
+    dtype: DType = DType.FLOAT32,
+) -> torch.Tensor:
+    """Rows along the last dimension that sum to 1.
+
+    ``normal`` is what upstream has: uniform random numbers divided by their sum. ``peaked`` and ``uniform`` are the
+    softmax of such logits, ``ties`` has 16 different values.
+    """
+    if distribution in ("peaked", "uniform"):
+        return logits(make, name, shape, DType.FLOAT32, distribution).softmax(dim=-1).to(dtype.torch)
+    weights = make.uniform(name, shape, DType.FLOAT32)
+    if distribution == "ties":
+        weights = weights.mul_(LEVELS).floor_().add_(1)
+    return weights.div_(weights.sum(dim=-1, keepdim=True)).to(dtype.torch)
 
 
 def replicated(row: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """A batch of one row, so that a call draws from one distribution as often as it has rows."""
-    return row.expand(batch_size, -1).contiguous()
+    """A batch of one row (1, …), so that a call draws from one distribution as often as it has rows."""
+    return row.expand(batch_size, *row.shape[1:]).contiguous()
+
+
+def shown(name: str, tensor: torch.Tensor, **more: Any) -> tuple[Shown, ...]:
+    """Shape and format of the input, then other values by their labels."""
+    lines = {f"{name}.shape": tensor.shape, f"{name}.dtype": tensor.dtype, **more}
+    return tuple(Shown(label, value) for label, value in lines.items())
+
+
+def rows(case: SamplingFlags) -> int:
+    """Of the top-k transforms."""
+    return case.batch_size if case.num_rows is None else case.num_rows

@@ -1,21 +1,141 @@
-"""Exact distributions of the samplers, in fp64."""
+"""The mathematics of the sampling family in fp64: which tokens can be drawn or kept, and with what weight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flashinfer_perf.checks.support import Support, everything
+from flashinfer_perf.checks.tolerance import UNIT_ROUNDOFF
+from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
 
+ZONE = 1e-5
+"""How near to a threshold a probability mass, or a probability relative to it, is too near to say: fp32 sums of a
+vocabulary err by a few 1e-6.
+"""
+NEIGHBOURS = 3.0
+"""Roundings of 16-bit probabilities, in u: each errs by one, and two that are nearer than two u may change places."""
 
-def top_k(probs: torch.Tensor, *, top_k: int) -> Mapping[str, torch.Tensor]:
-    """The distribution of top-k sampling: tokens with fewer than k larger ones, in proportion to their probability.
 
-    Ties at the k-th value all stay. fp32 input is exact in fp64, so no token is too close to the threshold to say.
+def softmax(logits: torch.Tensor, *, temperature: float = 1.0) -> Mapping[str, torch.Tensor]:
+    """probs = exp(logits / temperature), divided by its sum over the last dimension; (batch, vocab) fp64."""
+    return {"probs": (logits.double() / temperature).softmax(dim=-1)}
 
-    Returns:
-        samples: (batch, vocab) probabilities, zero for tokens that cannot be drawn.
+
+def slack_of(dtype: DType) -> float:
+    """How far, relatively, probabilities may be off that a library works out of logits, in their own format."""
+    return 0.0 if dtype is DType.FLOAT32 else NEIGHBOURS * UNIT_ROUNDOFF[dtype]
+
+
+def top_k(weights: torch.Tensor, k: int, slack: float = 0.0) -> Support:
+    """The k largest of each row. Equal ones stay or go together, or any of them make up the number: of entries equal
+    to the k-th largest, all are in if there are no more than fit, and otherwise nobody can say.
+
+    Args:
+        weights: (rows, n).
+        k: at most n.
+        slack: entries so much below the k-th largest, relatively, may be in.
     """
-    exact = probs.double()
-    kth = exact.topk(min(top_k, exact.shape[-1]), dim=-1).values[:, -1:]
-    kept = torch.where(exact >= kth, exact, torch.zeros_like(exact))
-    return {"samples": kept / kept.sum(dim=-1, keepdim=True)}
+    weights = weights.double()
+    kth = weights.topk(k, dim=-1).values[:, -1:]
+    fits = (weights >= kth).sum(dim=-1, keepdim=True) == k
+    certain = (weights > kth) | ((weights == kth) & fits)
+    return Support(weights, certain, weights >= kth - slack * kth.abs())
+
+
+def greater_mass(weights: torch.Tensor) -> torch.Tensor:
+    """(rows, n): for each entry the sum of the greater ones in its row; equal entries have the same."""
+    values, places = weights.sort(dim=-1, descending=True)
+    before = values.cumsum(dim=-1) - values
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[:, 1:] = values[:, 1:] != values[:, :-1]
+    mass = torch.where(first, before, torch.zeros_like(before)).cummax(dim=-1).values
+    return torch.empty_like(mass).scatter_(-1, places, mass)
+
+
+def top_p(
+    probs: torch.Tensor,
+    p: float,
+    slack: float = 0.0,
+    least: torch.Tensor | None = None,
+    most: torch.Tensor | None = None,
+) -> Support:
+    """The most probable tokens that together have the mass p: those with less than p in greater ones.
+
+    Args:
+        probs: (rows, n).
+        p: in (0, 1].
+        slack: by how much a mass may be off.
+        least, most: (rows, 1), what the masses are divided by is between them; 1 by default.
+    """
+    probs = probs.double()
+    mass, zone = greater_mass(probs), ZONE + slack
+    largest = mass == 0
+    certain = largest | (mass / (1.0 if least is None else least) < p - zone)
+    possible = largest | (mass / (1.0 if most is None else most) < p + zone)
+    return Support(probs, certain & (probs > 0), possible & (probs > 0))
+
+
+def top_k_top_p(probs: torch.Tensor, k: int, p: float, *, first: bool, slack: float = 0.0) -> Support:
+    """Both filters: of the same probabilities, or top-p of what top-k has left, normalised again (``first``)."""
+    of_k = top_k(probs, k, slack)
+    if first:
+        least = of_k.weights.topk(k, dim=-1).values.sum(dim=-1, keepdim=True)
+        most = torch.where(of_k.possible, of_k.weights, 0.0).sum(dim=-1, keepdim=True)
+        of_p = top_p(probs, p, slack, least, most)
+    else:
+        of_p = top_p(probs, p, slack)
+    return Support(of_k.weights, of_k.certain & of_p.certain, of_k.possible & of_p.possible)
+
+
+def min_p(probs: torch.Tensor, share: float) -> Support:
+    """Tokens at least as probable as that share of the most probable one."""
+    probs = probs.double()
+    threshold = share * probs.amax(dim=-1, keepdim=True)
+    largest = probs == probs.amax(dim=-1, keepdim=True)
+    certain, possible = probs >= threshold * (1 + ZONE), probs >= threshold * (1 - ZONE)
+    return Support(probs, (certain | largest) & (probs > 0), possible & (probs > 0))
+
+
+# ---- By routine: the truth of the output ``samples`` ----
+
+
+def from_probs(probs: torch.Tensor) -> Mapping[str, Support]:
+    """Every token that has a probability."""
+    return {"samples": everything(probs)}
+
+
+def from_logits(logits: torch.Tensor) -> Mapping[str, Support]:
+    """The same of their softmax."""
+    return {"samples": everything(logits.double().softmax(dim=-1))}
+
+
+def top_k_from_probs(probs: torch.Tensor, *, k: int) -> Mapping[str, Support]:
+    """The k most probable tokens that have a probability."""
+    found = top_k(probs, k)
+    return {
+        "samples": Support(found.weights, found.certain & (found.weights > 0), found.possible & (found.weights > 0))
+    }
+
+
+def top_p_from_probs(probs: torch.Tensor, *, p: float) -> Mapping[str, Support]:
+    """The most probable tokens up to a mass."""
+    return {"samples": top_p(probs, p)}
+
+
+def min_p_from_probs(probs: torch.Tensor, *, share: float) -> Mapping[str, Support]:
+    """Tokens not much less probable than the most probable one."""
+    return {"samples": min_p(probs, share)}
+
+
+def top_k_top_p_from_probs(probs: torch.Tensor, *, k: int, p: float, order: str) -> Mapping[str, Support]:
+    """Both filters."""
+    return {"samples": top_k_top_p(probs, k, p, first=order == "top_k_first")}
+
+
+def top_k_top_p_from_logits(
+    logits: torch.Tensor, *, k: int, p: float, order: str, dtype: DType
+) -> Mapping[str, Support]:
+    """Both filters of the softmax. FlashInfer works it out in the logits' own format, so that there is a slack."""
+    probs = logits.double().softmax(dim=-1)
+    return {"samples": top_k_top_p(probs, k, p, first=order == "top_k_first", slack=slack_of(dtype))}

@@ -1,0 +1,93 @@
+"""Samplers and filters in PyTorch operations, one after the other.
+
+A token is drawn as the largest of probability / Exp(1): the minimum of independent exponential times with rates p
+comes from i with probability p_i. Nothing is copied to the host, which torch.multinomial does to look at its input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flashinfer_perf.lazy import torch
+
+NO_GRAPH = "it seeds a generator of PyTorch's in every call, which no CUDA graph can hold"
+SPREAD = 6364136223846793005
+"""An odd number with bits all over: seeds with offsets next to each other are far from each other."""
+
+
+def drawn(weights: torch.Tensor, seed: int, offset: int, generator: torch.Generator) -> torch.Tensor:
+    """(rows,) int32: an entry of each row of (rows, n) weights, with the probability that its share is."""
+    generator.manual_seed((seed * SPREAD + offset) % 2**63)
+    times = torch.empty_like(weights).exponential_(generator=generator)
+    return (weights / times).argmax(dim=-1).to(torch.int32)
+
+
+def keep_top_k(values: torch.Tensor, k: int, instead: float = 0.0) -> torch.Tensor:
+    """Entries of (rows, n) that are less than the k-th largest of their row are replaced; equal ones stay."""
+    kth = values.topk(k, dim=-1).values[:, -1:]
+    return torch.where(values >= kth, values, instead)
+
+
+def keep_top_p(probs: torch.Tensor, p: float, of: torch.Tensor | None = None) -> torch.Tensor:
+    """Entries of (rows, n) with p or more in greater ones are set to zero; equal ones stay or go together.
+
+    Args:
+        of: probabilities that the mass is counted in, when they are others.
+    """
+    counted = probs if of is None else of
+    values = counted.sort(dim=-1, descending=True).values
+    kept = values.cumsum(dim=-1) - values < p
+    last = kept.sum(dim=-1, keepdim=True).clamp(min=1) - 1
+    return torch.where(counted >= values.gather(-1, last), probs, 0.0)
+
+
+def normalised(weights: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their sums."""
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(batch, vocab) fp32 probabilities of logits in any format."""
+    return (logits.float() / temperature).softmax(dim=-1)
+
+
+def sample(probs: torch.Tensor, **draw: Any) -> torch.Tensor:
+    """A token of each row of (batch, vocab) probabilities; ``draw`` is seed, offset and generator, here and below."""
+    return drawn(probs, **draw)
+
+
+def sample_from_logits(logits: torch.Tensor, **draw: Any) -> torch.Tensor:
+    """The same of (batch, vocab) logits."""
+    return drawn(logits.float().softmax(dim=-1), **draw)
+
+
+def sample_top_k(probs: torch.Tensor, top_k: int, **draw: Any) -> torch.Tensor:
+    """From among the k most probable."""
+    return drawn(keep_top_k(probs, top_k), **draw)
+
+
+def sample_top_p(probs: torch.Tensor, top_p: float, **draw: Any) -> torch.Tensor:
+    """From among the most probable up to a mass."""
+    return drawn(keep_top_p(probs, top_p), **draw)
+
+
+def sample_min_p(probs: torch.Tensor, min_p: float, **draw: Any) -> torch.Tensor:
+    """From among those at least as probable as a share of the most probable."""
+    return drawn(torch.where(probs >= min_p * probs.amax(dim=-1, keepdim=True), probs, 0.0), **draw)
+
+
+def sample_top_k_top_p(
+    probs: torch.Tensor, top_k: int, top_p: float, filter_apply_order: str, **draw: Any
+) -> torch.Tensor:
+    """Both filters of the same probabilities, or top-p of what top-k has left, normalised again."""
+    of_k = keep_top_k(probs, top_k)
+    if filter_apply_order == "top_k_first":
+        return drawn(keep_top_p(normalised(of_k), top_p), **draw)
+    return drawn(keep_top_p(of_k, top_p, of=probs), **draw)
+
+
+def sample_top_k_top_p_from_logits(
+    logits: torch.Tensor, top_k: int, top_p: float, filter_apply_order: str, **draw: Any
+) -> torch.Tensor:
+    """The same of (batch, vocab) logits, whose softmax is taken in fp32."""
+    return sample_top_k_top_p(logits.float().softmax(dim=-1), top_k, top_p, filter_apply_order, **draw)
