@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import math
+import dataclasses
+import re
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -12,19 +12,17 @@ from hypothesis import strategies as st
 
 from flashinfer_perf.checks.distribution import (
     FALSE_ALARM,
-    MAX_CALLS,
-    MIN_EXPECTED,
-    WANTED_DRAWS,
+    MOST_CALLS,
     Distribution,
-    chi_square,
-    pooled,
-    possible,
+    calls_for,
+    depends_on_seed,
+    off_their_rows,
 )
+from flashinfer_perf.checks.support import Support, everything
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.run.launch import Launch
 
 VOCABULARY, BATCH, TOP_K = 200, 512, 40
-NAN = math.nan
 Sampler = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 
@@ -96,23 +94,31 @@ BROKEN: dict[str, Sampler] = {
 }
 
 
-def launch_of(sampler: Sampler, probs: torch.Tensor = PROBS, seed: int = 0) -> Launch:
-    """A launch whose draws replicate the first row, as routines make them."""
+def by_rows(truth: torch.Tensor, seed: int) -> torch.Tensor:
+    """A token of each row, by other random numbers than those that the probabilities were made of."""
+    return torch.multinomial(truth, 1, generator=torch.Generator().manual_seed(1_000_000 + seed))[:, 0]
+
+
+def launch_that(sampler: Sampler, probs: torch.Tensor = PROBS, seed: int = 0) -> Launch:
+    """A launch whose draws replicate the first row, as routines make them; the rows as they are are drawn rightly."""
     same = probs[:1].expand(len(probs), -1)
+    rows = top_k(probs) if probs.shape[1] == VOCABULARY else probs
 
     def draw(number: int, offset: int) -> torch.Tensor:
-        return sampler(same, torch.Generator().manual_seed(1000 * seed + number + offset))
+        return sampler(same, torch.Generator().manual_seed(10_000 * seed + number + offset))
 
-    return Launch(lambda: None, draw=draw)
+    return Launch(lambda seed: by_rows(rows, seed), kwargs={"seed": 1}, draw=draw)
 
 
-def probe(launch: Launch, truth: torch.Tensor = TRUTH) -> Finding:
+def probe(launch: Launch, truth: torch.Tensor | Support = TRUTH) -> Finding:
+    truth = truth if isinstance(truth, Support) else everything(truth)
     finding = Distribution().probe("samples", launch, {"samples": truth})
     assert finding is not None
     return finding
 
 
-def judge(tokens: torch.Tensor, truth: torch.Tensor = TRUTH) -> Finding:
+def judge(tokens: torch.Tensor, truth: torch.Tensor | Support = TRUTH) -> Finding:
+    truth = truth if isinstance(truth, Support) else everything(truth)
     return Distribution().judge("samples", {"samples": tokens}, {"samples": truth})
 
 
@@ -142,9 +148,9 @@ def test_a_token_is_possible_exactly_where_its_probability_is_not_zero(row: int,
 
 
 def test_tokens_too_close_to_a_threshold_to_say_are_allowed():
-    truth = torch.tensor([[0.5, NAN, 0.0, 0.5]], dtype=torch.float64)
-    assert [judge(torch.tensor([token]), truth).passed for token in range(4)] == [True, True, False, True]
-    assert possible(torch.tensor([1, 2]), truth.expand(2, -1)).tolist() == [True, False]
+    weights = torch.tensor([[0.5, 0.2, 0.2, 0.1]], dtype=torch.float64)
+    truth = Support(weights, weights > 0.3, weights > 0.15)
+    assert [judge(torch.tensor([token]), truth).passed for token in range(4)] == [True, True, True, False]
 
 
 def test_another_shape_fails():
@@ -160,11 +166,11 @@ def test_two_right_samples_need_not_be_equal():
 # ---- many draws ----
 
 
-def test_a_correct_sampler_passes_for_200_seeds():
+def test_a_correct_sampler_passes_for_60_seeds():
     """Its p values are spread evenly: none is below the threshold, a tenth are below a tenth."""
     values = []
-    for seed in range(200):
-        finding = probe(launch_of(correct, seed=seed))
+    for seed in range(60):
+        finding = probe(launch_that(correct, seed=seed))
         assert finding.passed, finding.detail
         values.append(float(finding.detail.partition("p = ")[2].partition(",")[0]))
     assert scipy.stats.kstest(values, "uniform").pvalue > 1e-4
@@ -172,14 +178,13 @@ def test_a_correct_sampler_passes_for_200_seeds():
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_sampler_fails(how: str):
-    assert not probe(launch_of(BROKEN[how])).passed
+    assert not probe(launch_that(BROKEN[how])).passed
 
 
 @pytest.mark.parametrize("how", ["argmax", "constant"])
 def test_a_batch_of_one_still_tells_a_sampler_from_a_constant(how: str):
-    """64 draws are few, but not none."""
-    assert probe(launch_of(correct, PROBS[:1]), TRUTH[:1]).passed
-    assert not probe(launch_of(BROKEN[how], PROBS[:1]), TRUTH[:1]).passed
+    assert probe(launch_that(correct, PROBS[:1]), TRUTH[:1]).passed
+    assert not probe(launch_that(BROKEN[how], PROBS[:1]), TRUTH[:1]).passed
 
 
 def test_a_sampler_that_cannot_be_asked_for_draws_is_not_passed():
@@ -188,92 +193,146 @@ def test_a_sampler_that_cannot_be_asked_for_draws_is_not_passed():
     assert "draw" in finding.detail
 
 
-@pytest.mark.parametrize(("batch", "calls"), [(1, MAX_CALLS), (512, 40), (100_000, 1)])
-def test_as_many_calls_as_the_draws_need_and_no_more(batch: int, calls: int):
-    seeds = []
-    truth = torch.tensor([[0.5, 0.5]], dtype=torch.float64).expand(batch, -1)
-
-    def draw(seed: int, offset: int) -> torch.Tensor:
-        seeds.append(seed)
-        return torch.arange(batch) % 2 if batch > 1 else torch.tensor([seed % 2])
-
-    assert probe(Launch(lambda: None, draw=draw), truth).passed
-    assert seeds == list(range(calls))
-    assert calls == min(math.ceil(WANTED_DRAWS / batch), MAX_CALLS)
-
-
-# ---- Pearson's test ----
-
-
-@given(
-    weights=st.lists(st.floats(0.2, 5), min_size=2, max_size=30),
-    seed=st.integers(0, 2**31),
-)
-def test_the_p_value_is_scipys(weights: list[float], seed: int):
-    """With bins that need no pooling."""
-    row = torch.tensor(weights, dtype=torch.float64)
-    row /= row.sum()
-    draws = int(100 / float(row.min()))
-    tokens = torch.multinomial(row, draws, replacement=True, generator=torch.Generator().manual_seed(seed))
-    observed = np.bincount(tokens.numpy(), minlength=len(weights))
-    p_value, bins = chi_square(tokens, row)
-    assert bins == len(weights)
-    expected = scipy.stats.chisquare(observed, row.numpy() * draws)
-    assert p_value == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-300)
-
-
-def test_a_known_deviation_has_its_known_p_value():
-    row = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
-    tokens = torch.repeat_interleave(torch.arange(3), torch.tensor([120, 80, 200]))
-    assert chi_square(tokens, row)[0] == pytest.approx(scipy.stats.chisquare([120, 80, 200], [100, 100, 200]).pvalue)
-
-
-def test_tokens_too_close_to_a_threshold_are_not_counted():
-    row = torch.tensor([0.25, NAN, 0.25], dtype=torch.float64)
-    tokens = torch.repeat_interleave(torch.arange(3), torch.tensor([100, 5000, 100]))
-    p_value, bins = chi_square(tokens, row)
-    assert (p_value, bins) == (pytest.approx(1), 2)
-
-
-@pytest.mark.parametrize("row", [[1.0, 0.0], [0.5, 0.5]])
-def test_too_few_draws_for_two_bins_say_nothing(row: list[float]):
-    assert chi_square(torch.zeros(8, dtype=torch.int64), torch.tensor(row, dtype=torch.float64)) == (1.0, 1)
-
-
-def test_a_row_of_which_nothing_is_certain_says_nothing():
-    row = torch.tensor([NAN, NAN, 0.0], dtype=torch.float64)
-    assert chi_square(torch.tensor([0, 1, 1]), row) == (1.0, 1)
-    certain = torch.tensor([NAN, 1.0], dtype=torch.float64)
-    assert chi_square(torch.tensor([0, 0]), certain) == (1.0, 1)
-
-
 def test_false_alarms_are_rare_enough_for_a_nightly_run():
     assert FALSE_ALARM <= 1e-6
 
 
-# ---- pooling ----
+# ---- seeds ----
 
 
-@given(
-    sizes=st.lists(st.floats(0.001, 60), min_size=1, max_size=60),
-    width=st.floats(1, 60),
+def test_the_same_seed_must_give_the_same_tokens():
+    state = torch.Generator().manual_seed(3)
+    finding = probe(launch_that(lambda probs, generator: correct(probs, state)))
+    assert (finding.passed, finding.detail) == (False, "the same seed gives other tokens")
+
+
+def test_other_seeds_must_give_other_tokens():
+    """Evenly spread, so that the frequencies of one call, repeated, do not fail first."""
+    truth = torch.full((100, 100), 0.01, dtype=torch.float64)
+    drawn = torch.arange(100)
+    finding = depends_on_seed("samples", [drawn, drawn, drawn], everything(truth).row(0))
+    assert (finding.passed, finding.detail) == (False, "3 seeds give the same tokens")
+
+
+def test_where_a_correct_sampler_would_repeat_itself_the_seed_is_not_judged():
+    """One token holds all but a millionth of the probability."""
+    truth = torch.tensor([[1 - 1e-6, 1e-6]], dtype=torch.float64).expand(BATCH, -1)
+    finding = probe(launch_that(drawn(lambda probs: probs), truth), truth)
+    assert finding.passed
+    assert "dependence on the seed not judged: " in finding.coverage
+    assert "draws are all the same with a probability of " in finding.coverage
+
+
+def test_a_tenth_of_a_share_and_six_draws_are_enough_to_judge():
+    row = everything(torch.full((1, 10), 0.1, dtype=torch.float64))
+    tokens = torch.zeros(1, dtype=torch.int64)
+    assert depends_on_seed("samples", [tokens] * 6, row).passed
+    assert not depends_on_seed("samples", [tokens] * 8, row).passed
+
+
+# ---- thresholds ----
+
+
+def uncertain(unsure: tuple[int, ...]) -> Support:
+    """Eight even tokens for every row, those of which nobody can say whether they are in."""
+    weights = torch.full((BATCH, 8), 0.125, dtype=torch.float64)
+    certain = torch.ones(BATCH, 8, dtype=torch.bool)
+    certain[:, list(unsure)] = False
+    return Support(weights, certain, torch.ones_like(certain))
+
+
+@pytest.mark.parametrize("kept", [(), (6,), (7,), (6, 7)])
+def test_uncertain_tokens_may_be_in_or_out(kept: tuple[int, ...]):
+    def some(probs: torch.Tensor) -> torch.Tensor:
+        weights = torch.zeros(1, 8, dtype=torch.float64)
+        weights[0, [0, 1, 2, 3, 4, 5, *kept]] = 1.0
+        return weights
+
+    truth = uncertain((6, 7))
+    assert probe(launch_that(drawn(some), truth.weights), truth).passed
+
+
+def test_uncertain_tokens_may_not_come_more_often_than_they_could():
+    def mostly(probs: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[1.0] * 6 + [3.0, 3.0]], dtype=torch.float64)
+
+    truth = uncertain((6, 7))
+    finding = probe(launch_that(drawn(mostly), truth.weights), truth)
+    assert not finding.passed
+    assert "at a threshold, where at most a share of 0.25 can be" in finding.detail
+
+
+# ---- rows ----
+
+
+def test_a_sampler_that_takes_another_row_is_found_out_though_all_tokens_are_possible():
+    truth = everything(PROBS)
+    launch = launch_that(drawn(lambda probs: probs))
+    launch = dataclasses.replace(launch, fn=lambda seed: by_rows(PROBS.roll(1, dims=0), seed))
+    finding = probe(launch, truth)
+    assert not finding.passed
+    assert finding.detail.startswith("draws do not fit their own rows")
+
+
+def test_rows_are_right_in_a_hundred_runs():
+    truth = everything(PROBS)
+    for run in range(100):
+        tokens = torch.stack([by_rows(PROBS, 100 * run + seed) for seed in range(4)])
+        error, variance = off_their_rows(tokens, truth)
+        assert abs(error) < 5 * variance**0.5
+
+
+def test_the_variance_of_rows_is_what_is_seen():
+    truth = everything(PROBS)
+    found = [off_their_rows(by_rows(PROBS, seed)[None], truth) for seed in range(400)]
+    errors = torch.tensor([error for error, _ in found])
+    assert float(errors.var()) == pytest.approx(found[0][1], rel=0.3)
+
+
+def test_rows_of_which_nothing_is_certain_are_left_out():
+    nothing = torch.zeros(BATCH, VOCABULARY, dtype=torch.bool)
+    truth = Support(PROBS, nothing, ~nothing)
+    assert off_their_rows(by_rows(PROBS, 0)[None], truth) == (0.0, 0.0)
+
+
+# ---- how much ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocabulary", "device", "calls"),
+    [
+        (1, 40, "cpu", MOST_CALLS),
+        (1024, 40, "cpu", 64),
+        (100_000, 40, "cpu", 2),
+        (16, 32_000, "cpu", 16),
+        (256, 128_256, "cpu", 2),
+        (256, 128_256, "cuda", 65),
+        (32, 128_256, "cuda", 523),
+        (1, 128_256, "cuda", MOST_CALLS),
+    ],
 )
-def test_pooling_leaves_no_bin_with_too_few_draws(sizes: list[float], width: float):
-    expected = torch.tensor(sizes, dtype=torch.float64)
-    bins = pooled(torch.div(expected.cumsum(0), width, rounding_mode="floor").to(torch.int64), expected)
-    totals = torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add_(0, bins, expected)
-    assert len(totals) == 1 or float(totals.min()) >= MIN_EXPECTED
-    assert float(totals.sum()) == pytest.approx(float(expected.sum()))
-    steps = bins.diff()
-    assert int(bins[0]) == 0
-    assert bool(((steps == 0) | (steps == 1)).all())  # without gaps, in order
+def test_as_many_calls_as_the_draws_need_and_time_allows(rows: int, vocabulary: int, device: str, calls: int):
+    assert calls_for(rows, vocabulary, device) == calls
 
 
-def test_bins_that_are_large_enough_stay_apart():
-    expected = torch.tensor([12.0, 30.0, 11.0], dtype=torch.float64)
-    assert pooled(torch.tensor([0, 4, 9]), expected).tolist() == [0, 1, 2]
+def test_no_call_is_made_without_need():
+    seeds = []
+
+    def draw(seed: int, offset: int) -> torch.Tensor:
+        seeds.append(seed)
+        return correct(PROBS, torch.Generator().manual_seed(seed))
+
+    assert probe(dataclasses.replace(launch_that(correct), draw=draw)).passed
+    assert seeds == [*range(calls_for(BATCH, VOCABULARY, "cpu")), 0]
 
 
-def test_small_bins_join_the_one_before_and_the_first_ones_the_first_large_one():
-    expected = torch.tensor([1.0, 2.0, 20.0, 3.0, 15.0, 1.0], dtype=torch.float64)
-    assert pooled(torch.arange(6), expected).tolist() == [0, 0, 0, 0, 1, 1]
+# ---- what is said ----
+
+
+def test_a_passed_probe_says_what_was_tried():
+    finding = probe(launch_that(correct))
+    assert re.fullmatch(
+        r"chi-square of 41472 draws in 40 bins: p = 0\.\d+, false alarms 1e-06; the same seed gives the same tokens; "
+        r"other seeds give other tokens; 4096 draws fit their own rows",
+        finding.coverage,
+    ), finding.coverage

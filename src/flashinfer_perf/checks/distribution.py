@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.checks.draws import at_least, chi_square, farthest
+from flashinfer_perf.checks.draws import at_least, chi_square, farthest, strangest
 from flashinfer_perf.checks.support import Support
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.lazy import torch
@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 FALSE_ALARM = 1e-6
 """Probability that a correct sampler fails one of the statistical tests: once in a million cases."""
-TESTS = 3
-"""Statistical tests of a case, which share that: frequencies, uncertain tokens, rows."""
-WANTED_DRAWS = 20_000
+TESTS = 4
+"""Statistical tests of a case, which share that: frequencies, single tokens, uncertain tokens, rows."""
+WANTED_DRAWS = 65_536
+"""Enough to find a sampler that takes one token in 2 % of its draws instead of drawing, if that token's probability is
+a quarter or less: eight standard deviations.
+"""
+MOST_CALLS = 4_096
+"""A call draws one token a row; small batches get fewer draws rather than a check that takes longer than the rest."""
 WANTED_OF_ROWS = 4_096
 """Draws from the rows as they are: what is wrong there is wrong by much."""
 ELEMENTS_READ = {"cpu": 1 << 23, "cuda": 1 << 31}
-"""What all draws may read, in numbers: seconds of time. Large vocabularies get fewer draws, but never fewer calls than
-two, nor more draws than were wanted."""
+"""What all draws may read, in numbers: seconds of time. Large vocabularies get fewer draws."""
 COLLISION = 1e-6
 """Dependence on the seed is judged where a correct sampler repeats all its tokens less often than that."""
 
@@ -34,8 +38,8 @@ COLLISION = 1e-6
 class Distribution:
     """Passes when every token lies in the support, and further calls of the same kernel
 
-    * on the first row, replicated, draw tokens as often as they are probable (chi-square), and uncertain ones not more
-      often than they could be;
+    * on the first row, replicated, draw tokens as often as they are probable (chi-square of all, binomial tails of
+      each), and uncertain ones not more often than they could be;
     * on the rows as they are draw, from each, tokens of the mean probability that its own distribution gives;
     * with the same seed give the same tokens, and with other seeds other ones.
 
@@ -63,6 +67,7 @@ class Distribution:
             lambda: of_right_size(name, drawn, len(support)),
             lambda: inside(name, torch.cat(drawn), support.row(0)),
             lambda: frequencies(name, torch.cat(drawn), support.row(0)),
+            lambda: of_single_tokens(name, torch.cat(drawn), support.row(0)),
             lambda: of_uncertain(name, torch.cat(drawn), support.row(0)),
             lambda: repeatable(name, drawn[0], launch.draw(0, 0).flatten().to(torch.int64)),
             lambda: depends_on_seed(name, drawn, support.row(0)),
@@ -72,9 +77,9 @@ class Distribution:
 
 
 def calls_for(rows: int, vocabulary: int, device: str) -> int:
-    """How often to draw from so many rows."""
+    """How often to draw from so many rows: two times at least."""
     affordable = ELEMENTS_READ[device] // (rows * vocabulary)
-    return max(min(math.ceil(WANTED_DRAWS / rows), affordable), 2)
+    return max(min(math.ceil(WANTED_DRAWS / rows), affordable, MOST_CALLS), 2)
 
 
 def all_of(name: str, tests: tuple[Callable[[], Finding], ...]) -> Finding:
@@ -108,6 +113,13 @@ def frequencies(name: str, tokens: torch.Tensor, row: Support) -> Finding:
     p_value, bins = chi_square(tokens, row.laws()[0])
     detail = f"chi-square of {len(tokens)} draws in {bins} bins: p = {p_value:.3g}, false alarms {FALSE_ALARM:g}"
     return Finding(name, p_value >= FALSE_ALARM / TESTS, detail, len(tokens))
+
+
+def of_single_tokens(name: str, tokens: torch.Tensor, row: Support) -> Finding:
+    """None of them comes much too often or too seldom."""
+    p_value = strangest(tokens, row.laws()[0])
+    detail = "" if p_value >= FALSE_ALARM / TESTS else f"a token comes too often or too seldom: p = {p_value:.3g}"
+    return Finding(name, not detail, detail, len(tokens))
 
 
 def of_uncertain(name: str, tokens: torch.Tensor, row: Support) -> Finding:

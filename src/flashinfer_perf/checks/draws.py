@@ -57,6 +57,29 @@ def at_least(successes: int, trials: int, share: float) -> float:
     return float(bdtrc(successes - 1, trials, min(max(share, 0.0), 1.0)))
 
 
+def strangest(tokens: torch.Tensor, law: torch.Tensor) -> float:
+    """Probability that any single token comes so often, or so seldom, as the strangest one did.
+
+    Exact binomial tails of each token, times the number of tails (Bonferroni). It sees a kernel that now and then
+    takes one token too often, which the chi-square spreads over all bins.
+
+    Args:
+        tokens: (draws,) integers; those of probability zero are left out.
+        law: (n,) fp64 probabilities.
+    """
+    from scipy.special import bdtr, bdtrc
+
+    counted = torch.bincount(tokens, minlength=len(law)).cpu().numpy()
+    shares = law.cpu().numpy()
+    counted, shares = counted[shares > 0], shares[shares > 0].clip(max=1.0)
+    draws = int(counted.sum())
+    if not draws:
+        return 1.0
+    more = bdtrc((counted - 1).clip(min=0).astype(float), draws, shares)[counted > 0]
+    less = bdtr(counted.astype(float), draws, shares)
+    return min(1.0, 2 * len(counted) * float(min(less.min(), more.min())))
+
+
 def farthest(variance: float, false_alarm: float) -> float:
     """How far a sum of independent numbers may be from its expectation, in either direction.
 
