@@ -110,6 +110,28 @@ def for_rotation(
         largest_angle_error=LARGEST_ANGLE_ERROR,
     )
 
+def for_softmax(terms: int, largest: float) -> Close:
+    """exp(x) / sum of exp(x) in fp32, with no absolute tolerance that could hide small probabilities.
+
+    An exponent x - max x is wrong by two roundings of numbers up to twice as large as x, so its exponential by as much
+    relatively; the sum is that of positive terms. Probabilities below the smallest normal number may be zero.
+
+    Args:
+        terms: length of a row.
+        largest: magnitude of the exponents.
+    """
+    unit = UNIT_ROUNDOFF[DType.FLOAT32]
+    return Close(
+        rtol=SAFETY * unit * (math.sqrt(terms) + 2 * largest),
+        atol=2.0**-126,
+        max_relative_l2=math.inf,
+        why=f"fp32 exponentials of numbers up to {largest:.3g}, a sum of {terms}",
+    )
+
+
+EXACT = Close(rtol=0.0, atol=0.0, max_relative_l2=0.0, why="bit for bit")
+"""Values that are copied."""
+
 
 RMS_ROUNDING = math.sqrt(1 / (8 * math.log(2)))
 """Root mean square of the relative error of a rounding to nearest, in u: 0.42. It is u times a number spread evenly

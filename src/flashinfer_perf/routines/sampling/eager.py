@@ -91,3 +91,47 @@ def sample_top_k_top_p_from_logits(
 ) -> torch.Tensor:
     """The same of (batch, vocab) logits, whose softmax is taken in fp32."""
     return sample_top_k_top_p(logits.float().softmax(dim=-1), top_k, top_p, filter_apply_order, **draw)
+
+
+def renormalise_top_k(probs: torch.Tensor, top_k: int) -> torch.Tensor:
+    """(batch, vocab) in the input's format: the k most probable divided by their sum, in fp32; zero for the others."""
+    return normalised(keep_top_k(probs, top_k).float()).to(probs.dtype)
+
+
+def renormalise_top_p(probs: torch.Tensor, top_p: float) -> torch.Tensor:
+    """(batch, vocab) fp32: the most probable up to a mass, divided by their sum; zero for the others."""
+    return normalised(keep_top_p(probs, top_p))
+
+
+def mask_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
+    """(batch, vocab) in the input's format: the k largest as they are, -inf for the others."""
+    return keep_top_k(logits, top_k, instead=float("-inf"))
+
+
+def top_k(input: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, k) values in the input's format and int64 indices."""
+    values, indices = input.topk(k, dim=-1, sorted=False)
+    return values, indices
+
+
+def top_k_within(input: torch.Tensor, lengths: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, k) int64 positions of the largest among the first ``lengths`` entries, and which of them there are."""
+    width = input.shape[1]
+    beyond = torch.arange(width, device=input.device) >= lengths[:, None]
+    positions = input.masked_fill(beyond, float("-inf")).topk(min(k, width), dim=-1).indices
+    positions = torch.nn.functional.pad(positions, (0, k - positions.shape[1]))
+    return positions, torch.arange(k, device=input.device) < lengths[:, None]
+
+
+def top_k_ragged_transform(input: torch.Tensor, offsets: torch.Tensor, lengths: torch.Tensor, k: int) -> torch.Tensor:
+    """(rows, k) int32: positions of the largest plus the row's offset, then -1."""
+    positions, there = top_k_within(input, lengths, k)
+    return torch.where(there, positions + offsets[:, None], -1).to(torch.int32)
+
+
+def top_k_page_table_transform(
+    input: torch.Tensor, src_page_table: torch.Tensor, lengths: torch.Tensor, k: int
+) -> torch.Tensor:
+    """(rows, k) int32: the page table's entries of the largest, then -1."""
+    positions, there = top_k_within(input, lengths, k)
+    return torch.where(there, src_page_table[: len(input)].gather(-1, positions), -1)

@@ -65,3 +65,19 @@ def shown(name: str, tensor: torch.Tensor, **more: Any) -> tuple[Shown, ...]:
 def rows(case: SamplingFlags) -> int:
     """Of the top-k transforms."""
     return case.batch_size if case.num_rows is None else case.num_rows
+
+
+def page_table(make: TensorFactory, batch_size: int, width: int) -> torch.Tensor:
+    """(batch, width) int32: the numbers from 0, each once, in random order, so that no wrong entry looks right."""
+    make.reserve("src_page_table", (batch_size, width), DType.FLOAT32)  # four bytes each, too
+    order = torch.randperm(batch_size * width, generator=make.generator("src_page_table"), dtype=torch.int32)
+    return order.reshape(batch_size, width).to(make.device)
+
+
+def scores(case: SamplingFlags, make: TensorFactory) -> dict[str, torch.Tensor]:
+    """Of the top-k transforms: input (rows, max_len), and lengths (rows,) int32, all max_len as upstream's."""
+    shape = (rows(case), case.max_len)
+    return {
+        "input": logits(make, "input", shape, case.input_dtype, case.input_distribution),
+        "lengths": torch.full((rows(case),), case.max_len, dtype=torch.int32, device=make.device),
+    }

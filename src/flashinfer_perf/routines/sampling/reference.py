@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flashinfer_perf.checks.selected import FOREIGN, PADDING, Selection, as_they_are
 from flashinfer_perf.checks.support import Support, everything
 from flashinfer_perf.checks.tolerance import UNIT_ROUNDOFF
 from flashinfer_perf.core.dtypes import DType
@@ -95,6 +96,77 @@ def min_p(probs: torch.Tensor, share: float) -> Support:
     largest = probs == probs.amax(dim=-1, keepdim=True)
     certain, possible = probs >= threshold * (1 + ZONE), probs >= threshold * (1 - ZONE)
     return Support(probs, (certain | largest) & (probs > 0), possible & (probs > 0))
+
+
+# ---- By routine: what filters keep ----
+
+
+def top_k_renormalised(probs: torch.Tensor, *, k: int) -> Mapping[str, Support]:
+    """The k largest, which are divided by their sum; (batch, vocab)."""
+    return {"renorm_probs": top_k(probs, k)}
+
+
+def top_p_renormalised(probs: torch.Tensor, *, p: float) -> Mapping[str, Support]:
+    """The most probable up to a mass, which are divided by their sum; (batch, vocab)."""
+    return {"renorm_probs": top_p(probs, p)}
+
+
+def top_k_masked(logits: torch.Tensor, *, k: int) -> Mapping[str, Support]:
+    """The k largest logits, as they are; (batch, vocab)."""
+    return {"masked_logits": top_k(logits, k)}
+
+
+# ---- By routine: what is selected ----
+
+
+def largest(input: torch.Tensor, *, k: int) -> Mapping[str, Selection]:
+    """The k largest of each row, and where they are; (batch, n)."""
+    lengths = torch.full((len(input),), input.shape[1], device=input.device)
+    found = Selection(input.double(), lengths, k, as_they_are)
+    return {"values": found, "indices": found}
+
+
+def with_offsets(
+    input: torch.Tensor, offsets: torch.Tensor, lengths: torch.Tensor, *, k: int
+) -> Mapping[str, Selection]:
+    """The k largest of the first ``lengths`` of each row, by their positions plus the row's offset.
+
+    Args:
+        input: (rows, max_len) scores.
+        offsets, lengths: (rows,) int32.
+    """
+    first = offsets[:, None].to(torch.int64)
+
+    def position_of(output: torch.Tensor) -> torch.Tensor:
+        found = torch.where(output >= first, output - first, FOREIGN)
+        return torch.where(output == PADDING, PADDING, found)
+
+    return {"indices": Selection(input.double(), lengths.to(torch.int64), k, position_of)}
+
+
+def through_tables(
+    input: torch.Tensor, src_page_table: torch.Tensor, lengths: torch.Tensor, *, k: int
+) -> Mapping[str, Selection]:
+    """The k largest of the first ``lengths`` of each row, by their entries in the row's page table.
+
+    Args:
+        input: (rows, max_len) scores.
+        src_page_table: (batch, max_len) int32, all numbers 0 … batch * max_len - 1 once, so that an entry tells its
+            row and its position.
+        lengths: (rows,) int32.
+    """
+    flat = src_page_table.flatten().to(torch.int64)
+    place = torch.empty_like(flat).scatter_(0, flat, torch.arange(len(flat), device=flat.device))
+    rows, width = input.shape
+    own = torch.arange(rows, device=input.device)[:, None]
+
+    def position_of(output: torch.Tensor) -> torch.Tensor:
+        known = (output >= 0) & (output < len(place))
+        found = place[output.clamp(0, len(place) - 1)]
+        of_row = torch.where(known & (found // width == own), found % width, FOREIGN)
+        return torch.where(output == PADDING, PADDING, of_row)
+
+    return {"page_table": Selection(input.double(), lengths.to(torch.int64), k, position_of)}
 
 
 # ---- By routine: the truth of the output ``samples`` ----
