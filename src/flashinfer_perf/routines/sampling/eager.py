@@ -17,7 +17,16 @@ SPREAD = 6364136223846793005
 
 def drawn(weights: torch.Tensor, seed: int, offset: int, generator: torch.Generator) -> torch.Tensor:
     """(rows,) int32: an entry of each row of (rows, n) weights, with the probability that its share is."""
-    generator.manual_seed((seed * SPREAD + offset) % 2**63)
+    return fastest(weights, seeded(generator, seed, offset))
+
+
+def seeded(generator: torch.Generator, seed: int, offset: int) -> torch.Generator:
+    """The generator, at the start of a sequence of its own."""
+    return generator.manual_seed((seed * SPREAD + offset) % 2**63)
+
+
+def fastest(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(rows,) int32: which of exponential times with rates (rows, n) is the shortest."""
     times = torch.empty_like(weights).exponential_(generator=generator)
     return (weights / times).argmax(dim=-1).to(torch.int32)
 
@@ -135,3 +144,38 @@ def top_k_page_table_transform(
     """(rows, k) int32: the page table's entries of the largest, then -1."""
     positions, there = top_k_within(input, lengths, k)
     return torch.where(there, src_page_table[: len(input)].gather(-1, positions), -1)
+
+
+def speculate(
+    draft_probs: torch.Tensor,
+    draft_token_ids: torch.Tensor,
+    target_probs: torch.Tensor,
+    seed: int,
+    offset: int,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Chain speculative sampling: (batch, n + 1) int32 tokens, and (batch,) int32 counts of draft tokens that each by
+    itself would be accepted, and that are.
+    """
+    batch, length = draft_token_ids.shape
+    places = torch.arange(length + 1, device=draft_token_ids.device)
+    chance = torch.rand(batch, length, device=draft_token_ids.device, generator=seeded(generator, seed, offset))
+    accept = chance * _at(draft_probs, draft_token_ids) < _at(target_probs[:, :-1], draft_token_ids)
+    emitted = accept.cumprod(dim=-1).sum(dim=-1, keepdim=True)
+    extra = fastest(_following(draft_probs, target_probs, emitted), generator)[:, None]
+    ids = torch.nn.functional.pad(draft_token_ids, (0, 1))
+    tokens = torch.where(places < emitted, ids, torch.where(places == emitted, extra, -1))
+    return tokens, accept.sum(dim=-1).to(torch.int32), emitted[:, 0].to(torch.int32)
+
+
+def _at(probs: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(batch, n) probabilities of tokens."""
+    return probs.gather(-1, ids[..., None].to(torch.int64))[..., 0]
+
+
+def _following(draft_probs: torch.Tensor, target_probs: torch.Tensor, emitted: torch.Tensor) -> torch.Tensor:
+    """(batch, vocab) weights of the token after so many: max(Q - P, 0), and Q alone after all."""
+    rows, length = torch.arange(len(emitted), device=emitted.device), draft_probs.shape[1]
+    target = target_probs[rows, emitted[:, 0]]
+    draft = draft_probs[rows, emitted[:, 0].clamp(max=length - 1)]
+    return (target - torch.where(emitted < length, draft, 0.0)).clamp(min=0)

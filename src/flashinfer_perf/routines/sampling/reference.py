@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flashinfer_perf.checks.selected import FOREIGN, PADDING, Selection, as_they_are
+from flashinfer_perf.checks.speculative import Chains
 from flashinfer_perf.checks.support import Support, everything
 from flashinfer_perf.checks.tolerance import UNIT_ROUNDOFF
 from flashinfer_perf.core.dtypes import DType
@@ -167,6 +168,38 @@ def through_tables(
         return torch.where(output == PADDING, PADDING, of_row)
 
     return {"page_table": Selection(input.double(), lengths.to(torch.int64), k, position_of)}
+
+
+# ---- Chain speculative sampling ----
+
+CHAIN_OUTPUTS = ("output_token_ids", "output_accepted_token_num", "output_emitted_draft_token_num")
+
+
+def acceptance(draft_probs: torch.Tensor, draft_token_ids: torch.Tensor, target_probs: torch.Tensor) -> torch.Tensor:
+    """(batch, n) fp64: min(1, Q(d) / P(d)) of every draft token d; zero where the target never says it.
+
+    Args:
+        draft_probs: (batch, n, vocab) P.
+        draft_token_ids: (batch, n) int32.
+        target_probs: (batch, n + 1, vocab) Q.
+    """
+    ids = draft_token_ids.to(torch.int64)[..., None]
+    draft = draft_probs.gather(-1, ids)[..., 0].double()
+    target = target_probs[:, :-1].gather(-1, ids)[..., 0].double()
+    return torch.where(target > 0, (target / draft).clamp(max=1.0), 0.0)
+
+
+def chains(
+    draft_probs: torch.Tensor, draft_token_ids: torch.Tensor, target_probs: torch.Tensor
+) -> Mapping[str, Chains]:
+    """All three outputs; see ``acceptance`` for the shapes."""
+    possible = target_probs > 0
+    possible[:, :-1] = target_probs[:, :-1] > draft_probs
+    extra = target_probs[0].to(torch.float64, copy=True)
+    extra[:-1] = (extra[:-1] - draft_probs[0].double()).clamp(min=0)
+    extra /= extra.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    accept = acceptance(draft_probs, draft_token_ids, target_probs)
+    return dict.fromkeys(CHAIN_OUTPUTS, Chains(draft_token_ids.to(torch.int64), accept, possible, extra))
 
 
 # ---- By routine: the truth of the output ``samples`` ----

@@ -18,7 +18,7 @@ from flashinfer_perf.run.problem import Problem
     "top_k_page_table_transform",
     flags=SamplingFlags,
     uses=("batch_size", "input_dtype", "top_k", "max_len", "num_rows", "input_distribution"),
-    rules=(rules.A_TABLE_TO_A_ROW,),
+    rules=(rules.A_TABLE_TO_A_ROW, rules.TABLES_FIT_INT32),
 )
 def top_k_page_table_transform(case: SamplingFlags, make: TensorFactory) -> Problem:
     """Fused Top-K with page table lookup."""

@@ -7,7 +7,7 @@ from functools import partial
 from flashinfer_perf.checks.selected import LargestPositions
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.sampling import backends, eager, inputs, reference, work
+from flashinfer_perf.routines.sampling import backends, eager, inputs, reference, rules, work
 from flashinfer_perf.routines.sampling.flags import SamplingFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -18,6 +18,7 @@ from flashinfer_perf.run.problem import Problem
     "top_k_ragged_transform",
     flags=SamplingFlags,
     uses=("batch_size", "input_dtype", "top_k", "max_len", "num_rows", "input_distribution"),
+    rules=(rules.OFFSETS_FIT_INT32,),
 )
 def top_k_ragged_transform(case: SamplingFlags, make: TensorFactory) -> Problem:
     """Fused Top-K with ragged index transform."""
