@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flashinfer_perf.core.dtypes import DType
+from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.routines.sampling import inputs
 from flashinfer_perf.routines.sampling.flags import DISTRIBUTIONS
 from flashinfer_perf.run.factory import TensorFactory
@@ -68,3 +69,12 @@ def test_replicated_rows_are_a_copy():
     row.zero_()
     assert bool((batch > 0).any())
     assert inputs.replicated(torch.rand(1, 2, 5), 3).shape == (3, 2, 5)
+
+
+def test_positions_must_fit_32_bits():
+    text = r"offsets are 32-bit integers: num_rows \(65536\) times max_len \(32768\) must be below 2\^31"
+    with pytest.raises(InvalidInput, match=text):
+        inputs.offsets(factory(), 65536, 32768)
+    with pytest.raises(InvalidInput, match=r"page table entries are 32-bit integers: batch_size \(65536\)"):
+        inputs.page_table(TensorFactory("cpu", 1, 100 * GIBIBYTE, SingleRank()), 65536, 32768)
+    assert inputs.offsets(factory(), 65536, 32767).tolist()[-1] == 65535 * 32767

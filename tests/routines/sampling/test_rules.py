@@ -57,13 +57,6 @@ def test_a_page_table_to_every_row():
     case_of("top_k_ragged_transform", "--batch_size 4 --num_rows 5")
 
 
-def test_positions_must_fit_32_bits():
-    for name in ("top_k_page_table_transform", "top_k_ragged_transform"):
-        with pytest.raises(InvalidInput, match=r"must stay below 2\^31"):
-            case_of(name, "--batch_size 65536 --max_len 32768")
-        case_of(name, "--batch_size 65536 --max_len 32767")
-
-
 @pytest.mark.parametrize(
     ("name", "flags"),
     [

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashinfer_perf.core.dtypes import DType
+from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.sampling.flags import SamplingFlags
 from flashinfer_perf.run.factory import TensorFactory
@@ -70,13 +71,30 @@ def rows(case: SamplingFlags) -> int:
 def page_table(make: TensorFactory, batch_size: int, width: int) -> torch.Tensor:
     """(batch, width) int32: the numbers from 0, each once, in random order, so that no wrong entry looks right."""
     make.reserve("src_page_table", (batch_size, width), DType.FLOAT32)  # four bytes each, too
+    require_int32("page table entries", "batch_size", batch_size, width)
     order = torch.randperm(batch_size * width, generator=make.generator("src_page_table"), dtype=torch.int32)
     return order.reshape(batch_size, width).to(make.device)
 
 
-def scores(case: SamplingFlags, make: TensorFactory) -> dict[str, torch.Tensor]:
-    """Of the top-k transforms: input (rows, max_len), and lengths (rows,) int32, all max_len as upstream's."""
+def offsets(make: TensorFactory, count: int, width: int) -> torch.Tensor:
+    """(rows,) int32: where rows begin that lie one after the other."""
+    require_int32("offsets", "num_rows", count, width)
+    return torch.arange(0, count * width, width, dtype=torch.int32, device=make.device)
+
+
+def require_int32(what: str, flag: str, count: int, width: int) -> None:
+    """Raises InvalidInput when positions in so many rows do not fit the 32 bits that the kernels read."""
+    if count * width >= 1 << 31:
+        raise InvalidInput(f"{what} are 32-bit integers: {flag} ({count}) times max_len ({width}) must be below 2^31")
+
+
+def scores(case: SamplingFlags, make: TensorFactory, output: str) -> dict[str, torch.Tensor]:
+    """Of the top-k transforms: input (rows, max_len), and lengths (rows,) int32, all max_len as upstream's.
+
+    The output is accounted for, too: with a large top_k it is more than the scores.
+    """
     shape = (rows(case), case.max_len)
+    make.reserve(output, (rows(case), case.top_k), DType.FLOAT32)
     return {
         "input": logits(make, "input", shape, case.input_dtype, case.input_distribution),
         "lengths": torch.full((rows(case),), case.max_len, dtype=torch.int32, device=make.device),

@@ -18,11 +18,11 @@ from flashinfer_perf.run.problem import Problem
     "top_k_page_table_transform",
     flags=SamplingFlags,
     uses=("batch_size", "input_dtype", "top_k", "max_len", "num_rows", "input_distribution"),
-    rules=(rules.A_TABLE_TO_A_ROW, rules.TABLES_FIT_INT32),
+    rules=(rules.A_TABLE_TO_A_ROW,),
 )
 def top_k_page_table_transform(case: SamplingFlags, make: TensorFactory) -> Problem:
     """Fused Top-K with page table lookup."""
-    tensors = inputs.scores(case, make)
+    tensors = inputs.scores(case, make, "page_table")
     tensors["src_page_table"] = inputs.page_table(make, case.batch_size, case.max_len)
     more = {f"{name}.shape": tensors[name].shape for name in ("src_page_table", "lengths")}
     return Problem(

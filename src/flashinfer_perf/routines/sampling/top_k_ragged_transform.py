@@ -6,8 +6,8 @@ from functools import partial
 
 from flashinfer_perf.checks.selected import LargestPositions
 from flashinfer_perf.core.routine import routine
-from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.sampling import backends, eager, inputs, reference, rules, work
+from flashinfer_perf.lazy import flashinfer
+from flashinfer_perf.routines.sampling import backends, eager, inputs, reference, work
 from flashinfer_perf.routines.sampling.flags import SamplingFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
@@ -18,13 +18,11 @@ from flashinfer_perf.run.problem import Problem
     "top_k_ragged_transform",
     flags=SamplingFlags,
     uses=("batch_size", "input_dtype", "top_k", "max_len", "num_rows", "input_distribution"),
-    rules=(rules.OFFSETS_FIT_INT32,),
 )
 def top_k_ragged_transform(case: SamplingFlags, make: TensorFactory) -> Problem:
     """Fused Top-K with ragged index transform."""
-    tensors = inputs.scores(case, make)
-    steps = torch.arange(inputs.rows(case), dtype=torch.int32, device=make.device)
-    tensors["offsets"] = steps * case.max_len
+    tensors = inputs.scores(case, make, "indices")
+    tensors["offsets"] = inputs.offsets(make, inputs.rows(case), case.max_len)
     more = {f"{name}.shape": tensors[name].shape for name in ("offsets", "lengths")}
     return Problem(
         tensors=tensors,
