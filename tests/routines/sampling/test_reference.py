@@ -36,8 +36,13 @@ def test_entries_a_little_below_the_threshold_may_be_in_where_there_is_slack():
     weights = torch.tensor([[1.0, 0.5, 0.4999, 0.4]])
     assert reference.top_k(weights, 2).possible.tolist() == [[True, True, False, False]]
     assert reference.top_k(weights, 2, slack=1e-3).possible.tolist() == [[True, True, True, False]]
-    assert reference.slack_of(DType.FLOAT32) == 0
-    assert reference.slack_of(DType.FLOAT16) == 3 * 2.0**-11
+
+
+def test_slack_is_what_the_format_of_logits_rounds_probabilities_by():
+    assert reference.slack_of(DType.FLOAT32, 128256) == 0
+    assert reference.slack_of(DType.FLOAT16, 1000) == 3 * 2.0**-11
+    assert reference.slack_of(DType.FLOAT16, 128256) == pytest.approx(3 * 0.0153, rel=0.01)
+    assert reference.slack_of(DType.BFLOAT16, 128256) == 3 * 2.0**-8
 
 
 @given(row=ROWS)

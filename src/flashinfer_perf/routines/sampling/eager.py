@@ -10,7 +10,7 @@ from typing import Any
 
 from flashinfer_perf.lazy import torch
 
-NO_GRAPH = "it seeds a generator of PyTorch's in every call, which no CUDA graph can hold"
+NO_GRAPH = "The call seeds a generator of PyTorch's, which a CUDA graph cannot hold."
 SPREAD = 6364136223846793005
 """An odd number with bits all over: seeds with offsets next to each other are far from each other."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from flashinfer_perf.checks.selected import FOREIGN, PADDING, Selection, as_they_are
 from flashinfer_perf.checks.speculative import Chains
 from flashinfer_perf.checks.support import Support, everything
-from flashinfer_perf.checks.tolerance import UNIT_ROUNDOFF
+from flashinfer_perf.checks.tolerance import SMALLEST, UNIT_ROUNDOFF
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
 
@@ -24,9 +24,15 @@ def softmax(logits: torch.Tensor, *, temperature: float = 1.0) -> Mapping[str, t
     return {"probs": (logits.double() / temperature).softmax(dim=-1)}
 
 
-def slack_of(dtype: DType) -> float:
-    """How far, relatively, probabilities may be off that a library works out of logits, in their own format."""
-    return 0.0 if dtype is DType.FLOAT32 else NEIGHBOURS * UNIT_ROUNDOFF[dtype]
+def slack_of(dtype: DType, vocabulary: int) -> float:
+    """How far, relatively, probabilities may be off that a library works out of logits, in their own format.
+
+    float16 has no small numbers: with 128256 tokens, one a quarter as probable as the average is rounded by 1.5 %.
+    Tokens less probable than that hold little mass.
+    """
+    if dtype is DType.FLOAT32:
+        return 0.0
+    return NEIGHBOURS * max(UNIT_ROUNDOFF[dtype], SMALLEST[dtype] / 2 * 4 * vocabulary)
 
 
 def top_k(weights: torch.Tensor, k: int, slack: float = 0.0) -> Support:
@@ -243,4 +249,4 @@ def top_k_top_p_from_logits(
 ) -> Mapping[str, Support]:
     """Both filters of the softmax. FlashInfer works it out in the logits' own format, so that there is a slack."""
     probs = logits.double().softmax(dim=-1)
-    return {"samples": top_k_top_p(probs, k, p, first=order == "top_k_first", slack=slack_of(dtype))}
+    return {"samples": top_k_top_p(probs, k, p, first=order == "top_k_first", slack=slack_of(dtype, logits.shape[-1]))}
