@@ -334,3 +334,11 @@ def test_storages_are_told_apart_by_memory_not_by_object():
     x = torch.ones(4)
     assert storages_in(x[:1]) == storages_in((x[2:], {"a": x}))
     assert storages_in(torch.empty(0)) == set()
+
+
+def test_a_call_with_another_seed_keeps_everything_else():
+    launch = Launch(lambda x, seed: (x, seed), kwargs={"x": 3, "seed": 1})
+    assert launch.with_seed(7) == (3, 7)
+    assert launch() == (3, 1)
+    with pytest.raises(TypeError, match="the call takes no seed by keyword; it takes x"):
+        Launch(lambda x: x, kwargs={"x": 3}).with_seed(7)
