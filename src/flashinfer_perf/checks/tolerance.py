@@ -110,6 +110,7 @@ def for_rotation(
         largest_angle_error=LARGEST_ANGLE_ERROR,
     )
 
+
 def for_softmax(terms: int, largest: float) -> Close:
     """exp(x) / sum of exp(x) in fp32, with no absolute tolerance that could hide small probabilities.
 
