@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from flashinfer_perf.checks import tolerance
@@ -50,12 +51,31 @@ def paged_problem(case: AttentionFlags, make: TensorFactory, sequences: Sequence
         "kv_token_indptr": offsets(sequences.kv_lens).to(make.device),
         **vars(pages),
     }
-    rows = reference_rows(make, sequences, case.num_qo_heads, (dim_qk, dim_vo))
+    return attention_problem(case, make, sequences, causal, tensors, pairs_of_pages)
+
+
+def attention_problem(
+    case: AttentionFlags,
+    make: TensorFactory,
+    sequences: Sequences,
+    causal: bool,
+    tensors: Mapping[str, torch.Tensor],
+    pairs: Callable[..., reference.KeysAndValues],
+) -> Problem:
+    """Of queries that lie sequence by sequence; ``pairs`` finds a sequence's keys and values among the tensors."""
+    rows = reference_rows(make, sequences, case.num_qo_heads, dims(case))
+    truth = partial(
+        attention_truth,
+        pairs=pairs,
+        sequences=sequences,
+        causal=causal,
+        sm_scale=softmax_scale(case),
+        scales=scales_of(case),
+        rows=rows,
+    )
     return Problem(
         tensors=tensors,
-        reference=partial(
-            paged_truth, sequences=sequences, causal=causal, sm_scale=softmax_scale(case), scales=scales, rows=rows
-        ),
+        reference=truth,
         work=attention_work(case, sequences, causal),
         checks={"out": output_check(case, rows, sequences)},
         ranks=make.ranks,
@@ -69,51 +89,52 @@ def output_check(case: AttentionFlags, rows: torch.Tensor | None, sequences: Seq
     return in_rows(within, rows, sequences.q_tokens)
 
 
-def paged_truth(
+def attention_truth(
     *,
     q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_tables: torch.Tensor,
+    pairs: Callable[..., reference.KeysAndValues],
     sequences: Sequences,
     causal: bool,
     sm_scale: float,
     scales: Scales,
     rows: torch.Tensor | None,
-    **unused: torch.Tensor,
+    **tensors: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """The outputs of these rows in fp32; operands are multiplied by their scales."""
+    scale = sm_scale * scales.q * scales.k
+    fetch = pairs(sequences, **tensors)
+    return {"out": scales.v * reference.attention(q, fetch, sequences, causal=causal, sm_scale=scale, rows=rows)}
+
+
+def pairs_of_pages(
+    sequences: Sequences,
+    *,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    **unused: torch.Tensor,
+) -> reference.KeysAndValues:
+    """Keys and values of a sequence, gathered from its pages."""
     kv_lens = sequences.kv_lens.tolist()
 
     def fetch(sequence: int) -> tuple[torch.Tensor, torch.Tensor]:
         table, length = block_tables[sequence], kv_lens[sequence]
         return paging.gathered(k_cache, table, length), paging.gathered(v_cache, table, length)
 
-    scale = sm_scale * scales.q * scales.k
-    return {"out": scales.v * reference.attention(q, fetch, sequences, causal=causal, sm_scale=scale, rows=rows)}
+    return fetch
 
 
-def ragged_truth(
-    *,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    sequences: Sequences,
-    causal: bool,
-    sm_scale: float,
-    scales: Scales,
-    rows: torch.Tensor | None,
-    **unused: torch.Tensor,
-) -> dict[str, torch.Tensor]:
-    """The outputs of these rows in fp32; operands are multiplied by their scales."""
+def pairs_in_a_row(
+    sequences: Sequences, *, k: torch.Tensor, v: torch.Tensor, **unused: torch.Tensor
+) -> reference.KeysAndValues:
+    """Keys and values of a sequence, which lie together."""
     starts = offsets(sequences.kv_lens).tolist()
 
     def fetch(sequence: int) -> tuple[torch.Tensor, torch.Tensor]:
         own = slice(*starts[sequence : sequence + 2])
         return k[own], v[own]
 
-    scale = sm_scale * scales.q * scales.k
-    return {"out": scales.v * reference.attention(q, fetch, sequences, causal=causal, sm_scale=scale, rows=rows)}
+    return fetch
 
 
 def length_lines(case: AttentionFlags, sequences: Sequences) -> tuple[Shown, ...]:

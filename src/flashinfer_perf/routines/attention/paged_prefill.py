@@ -6,20 +6,11 @@ import dataclasses
 from typing import Any
 
 from flashinfer_perf.core.flags import REQUIRED
-from flashinfer_perf.core.requirement import capability
 from flashinfer_perf.core.routine import narrowed, routine
 from flashinfer_perf.lazy import flashinfer
 from flashinfer_perf.routines.attention import eager
 from flashinfer_perf.routines.attention.backends import (
-    ALL_E4M3,
-    FP8_CACHE,
-    SAME_16,
-    cudnn_installed,
     empty_output,
-    flashinfer_installed,
-    formats,
-    fp8_queries_on_hopper,
-    fp8_wide_heads,
     head_dims,
     planned,
     workspace,
@@ -38,10 +29,14 @@ from flashinfer_perf.routines.attention.inputs import (
 )
 from flashinfer_perf.routines.attention.operands import scales_of, softmax_scale
 from flashinfer_perf.routines.attention.prefill_calls import (
+    auto_limits,
     cudnn_plan_options,
     cudnn_prefill_call,
     cudnn_prefill_limits,
-    run_of,
+    fa2_limits,
+    fa3_limits,
+    plan_options,
+    planned_run,
     tensor_scales,
     trtllm_paged_limits,
 )
@@ -99,51 +94,27 @@ def _wrapper(case: AttentionFlags, problem: Problem, backend: str, **cudnn: Any)
         paged_kv_indptr=problem["kv_indptr"],
         paged_kv_indices=problem["kv_indices"],
         paged_kv_last_page_len=problem["kv_last_page_len"],
-        num_qo_heads=case.num_qo_heads,
-        num_kv_heads=case.num_kv_heads,
-        head_dim_qk=case.head_dim_qk,
-        head_dim_vo=case.head_dim_vo,
         page_size=case.page_size,
-        causal=case.causal,
-        sm_scale=softmax_scale(case),
-        q_data_type=case.q_dtype.torch,
-        kv_data_type=case.kv_dtype.torch,
-        o_data_type=case.out_dtype.torch,
+        **plan_options(case),
         **cudnn,
     )
     return wrapper, facts
 
 
+def _operands(problem: Problem) -> dict[str, Any]:
+    return {"q": problem["q"], "paged_kv_cache": (problem["k_cache"], problem["v_cache"])}
+
+
 def _run(case: AttentionFlags, problem: Problem, backend: str) -> Launch:
-    """The planned wrapper's run, which is what is timed, as in a serving engine."""
     wrapper, facts = _wrapper(case, problem, backend)
     if case.head_dim_qk != case.head_dim_vo:
         wrapper.prewarm_paged_kv_stride_variant()
-    call, scales = run_of(case, wrapper.run, backend, ("q", "paged_kv_cache"))
-    return Launch(
-        call,
-        kwargs={
-            "q": problem["q"],
-            "paged_kv_cache": (problem["k_cache"], problem["v_cache"]),
-            **scales,
-            "out": empty_output(case, problem),
-            "enable_pdl": case.enable_pdl,
-        },
-        mutates=("out",),
-        facts=facts,
-        resolved_backend=wrapper._backend if backend == "auto" else "",
-    )
+    return planned_run(case, problem, backend, wrapper, facts, _operands(problem))
 
 
 @paged_prefill.backend(
     "fa2",
-    requires=(
-        capability(minimum="8.0"),
-        flashinfer_installed,
-        formats(*SAME_16, *FP8_CACHE),
-        head_dims(64, 128, 256, 512, (192, 128)),
-        fp8_wide_heads,
-    ),
+    requires=fa2_limits,
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
 def fa2(case: AttentionFlags, problem: Problem) -> Launch:
@@ -153,13 +124,7 @@ def fa2(case: AttentionFlags, problem: Problem) -> Launch:
 
 @paged_prefill.backend(
     "fa3",
-    requires=(
-        capability(9),
-        flashinfer_installed,
-        formats(*SAME_16, *ALL_E4M3),
-        head_dims(64, 128, 256),
-        fp8_wide_heads,
-    ),
+    requires=(*fa3_limits, head_dims(64, 128, 256)),
     ignores=("enable_pdl",),
     documented="9.0",
 )
@@ -170,14 +135,7 @@ def fa3(case: AttentionFlags, problem: Problem) -> Launch:
 
 @paged_prefill.backend(
     "auto",
-    requires=(
-        capability(minimum="8.0"),
-        flashinfer_installed,
-        formats(*SAME_16, *FP8_CACHE, *ALL_E4M3),
-        head_dims(64, 128, 256, 512),
-        fp8_wide_heads,
-        fp8_queries_on_hopper,
-    ),
+    requires=(*auto_limits, head_dims(64, 128, 256, 512)),
 )
 def auto(case: AttentionFlags, problem: Problem) -> Launch:
     """FlashAttention-2 or 3, as FlashInfer chooses."""
@@ -186,7 +144,7 @@ def auto(case: AttentionFlags, problem: Problem) -> Launch:
 
 @paged_prefill.backend(
     "cudnn",
-    requires=(capability(minimum="8.0"), flashinfer_installed, cudnn_installed, *cudnn_prefill_limits),
+    requires=cudnn_prefill_limits,
     ignores=("enable_pdl",),
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
@@ -195,22 +153,14 @@ def cudnn(case: AttentionFlags, problem: Problem) -> Launch:
     wrapper, facts = _wrapper(
         case, problem, "cudnn", block_tables=problem["block_tables"], **cudnn_plan_options(case, problem)
     )
-    return Launch(
-        wrapper.run,
-        kwargs={
-            "q": problem["q"],
-            "paged_kv_cache": (problem["k_cache"], problem["v_cache"]),
-            **tensor_scales(case, problem),
-            "out": empty_output(case, problem),
-        },
-        mutates=("out",),
-        facts=facts,
-    )
+    out = {"out": empty_output(case, problem)}
+    kwargs = {**_operands(problem), **tensor_scales(case, problem), **out}
+    return Launch(wrapper.run, kwargs=kwargs, mutates=("out",), facts=facts)
 
 
 @paged_prefill.backend(
     "cudnn-native",
-    requires=(capability(minimum="8.0"), flashinfer_installed, cudnn_installed, *cudnn_prefill_limits),
+    requires=cudnn_prefill_limits,
     ignores=("enable_pdl",),
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
@@ -222,7 +172,7 @@ def cudnn_native(case: AttentionFlags, problem: Problem) -> Launch:
 
 @paged_prefill.backend(
     "trtllm-gen",
-    requires=(capability(10), flashinfer_installed, *trtllm_paged_limits),
+    requires=trtllm_paged_limits,
     documented="10.0 10.3",
 )
 def trtllm_gen(case: AttentionFlags, problem: Problem) -> Launch:
@@ -232,7 +182,7 @@ def trtllm_gen(case: AttentionFlags, problem: Problem) -> Launch:
 
 @paged_prefill.backend(
     "trtllm-native",
-    requires=(capability(10), flashinfer_installed, *trtllm_paged_limits),
+    requires=trtllm_paged_limits,
     documented="10.0 10.3",
 )
 def trtllm_native(case: AttentionFlags, problem: Problem) -> Launch:

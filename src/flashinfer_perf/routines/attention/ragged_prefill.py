@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import dataclasses
 from typing import Any
 
 from flashinfer_perf.core.flags import REQUIRED
@@ -12,16 +12,12 @@ from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.attention import eager
 from flashinfer_perf.routines.attention.backends import (
     ALL_E4M3,
-    FP8_CACHE,
     SAME_16,
-    cudnn_installed,
     dims,
     empty_output,
     flashinfer_installed,
     float_scales,
     formats,
-    fp8_queries_on_hopper,
-    fp8_wide_heads,
     head_dims,
     planned,
     workspace,
@@ -31,23 +27,25 @@ from flashinfer_perf.routines.attention.flags import AttentionFlags
 from flashinfer_perf.routines.attention.inputs import (
     FACTS,
     RENAMED,
+    attention_problem,
     length_lines,
-    output_check,
-    ragged_truth,
+    pairs_in_a_row,
     seen_queries,
     whole_groups,
 )
 from flashinfer_perf.routines.attention.operands import scales_of, softmax_scale
 from flashinfer_perf.routines.attention.prefill_calls import (
+    auto_limits,
     cudnn_plan_options,
     cudnn_prefill_call,
     cudnn_prefill_limits,
-    run_of,
+    fa2_limits,
+    fa3_limits,
+    plan_options,
+    planned_run,
     tensor_scales,
 )
-from flashinfer_perf.routines.attention.rows import reference_rows
 from flashinfer_perf.routines.attention.sequences import offsets, prefilling
-from flashinfer_perf.routines.attention.work import attention_work, exact_flops
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem, Shown
@@ -87,24 +85,15 @@ def ragged_prefill(case: AttentionFlags, make: TensorFactory) -> Problem:
         "q_len": sequences.q_lens.to(make.device),
         "kv_len": sequences.kv_lens.to(make.device),
     }
-    rows = reference_rows(make, sequences, case.num_qo_heads, (dim_qk, dim_vo))
-    scale = softmax_scale(case)
+    problem = attention_problem(case, make, sequences, case.causal, tensors, pairs_in_a_row)
     names = ("q", "k", "v", "qo_indptr", "kv_indptr")
-    return Problem(
-        tensors=tensors,
-        reference=partial(
-            ragged_truth, sequences=sequences, causal=case.causal, sm_scale=scale, scales=scales, rows=rows
-        ),
-        work=attention_work(case, sequences, case.causal),
-        checks={"out": output_check(case, rows, sequences)},
-        ranks=make.ranks,
-        facts={**exact_flops(case, sequences, case.causal), "avg_actual_seq_len": sequences.average_q},
-        shown=(
-            *length_lines(case, sequences),
-            *(Shown(f"{name}.shape", tensors[name].shape) for name in names),
-            Shown("scale", scale),
-        ),
+    shown = (
+        *length_lines(case, sequences),
+        *(Shown(f"{name}.shape", tensors[name].shape) for name in names),
+        Shown("scale", softmax_scale(case)),
     )
+    facts = {**problem.facts, "avg_actual_seq_len": sequences.average_q}
+    return dataclasses.replace(problem, shown=shown, facts=facts)
 
 
 def _wrapper(case: AttentionFlags, problem: Problem, backend: str, **cudnn: Any) -> Any:
@@ -116,15 +105,7 @@ def _wrapper(case: AttentionFlags, problem: Problem, backend: str, **cudnn: Any)
         wrapper.plan,
         qo_indptr=problem["qo_indptr"],
         kv_indptr=problem["kv_indptr"],
-        num_qo_heads=case.num_qo_heads,
-        num_kv_heads=case.num_kv_heads,
-        head_dim_qk=case.head_dim_qk,
-        head_dim_vo=case.head_dim_vo,
-        causal=case.causal,
-        sm_scale=softmax_scale(case),
-        q_data_type=case.q_dtype.torch,
-        kv_data_type=case.kv_dtype.torch,
-        o_data_type=case.out_dtype.torch,
+        **plan_options(case),
         **cudnn,
     )
     return wrapper, facts
@@ -135,28 +116,13 @@ def _operands(problem: Problem) -> dict[str, torch.Tensor]:
 
 
 def _run(case: AttentionFlags, problem: Problem, backend: str) -> Launch:
-    """The planned wrapper's run, which is what is timed, as in a serving engine."""
     wrapper, facts = _wrapper(case, problem, backend)
-    call, scales = run_of(case, wrapper.run, backend, ("q", "k", "v"))
-    out = {"out": empty_output(case, problem), "enable_pdl": case.enable_pdl}
-    return Launch(
-        call,
-        kwargs={**_operands(problem), **scales, **out},
-        mutates=("out",),
-        facts=facts,
-        resolved_backend=wrapper._backend if backend == "auto" else "",
-    )
+    return planned_run(case, problem, backend, wrapper, facts, _operands(problem))
 
 
 @ragged_prefill.backend(
     "fa2",
-    requires=(
-        capability(minimum="8.0"),
-        flashinfer_installed,
-        formats(*SAME_16, *FP8_CACHE),
-        head_dims(64, 128, 256, 512, (192, 128)),
-        fp8_wide_heads,
-    ),
+    requires=fa2_limits,
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
 def fa2(case: AttentionFlags, problem: Problem) -> Launch:
@@ -166,13 +132,7 @@ def fa2(case: AttentionFlags, problem: Problem) -> Launch:
 
 @ragged_prefill.backend(
     "fa3",
-    requires=(
-        capability(9),
-        flashinfer_installed,
-        formats(*SAME_16, *ALL_E4M3),
-        head_dims(64, 128, 256, (192, 128)),
-        fp8_wide_heads,
-    ),
+    requires=(*fa3_limits, head_dims(64, 128, 256, (192, 128))),
     ignores=("enable_pdl",),
     documented="9.0",
 )
@@ -183,14 +143,7 @@ def fa3(case: AttentionFlags, problem: Problem) -> Launch:
 
 @ragged_prefill.backend(
     "auto",
-    requires=(
-        capability(minimum="8.0"),
-        flashinfer_installed,
-        formats(*SAME_16, *FP8_CACHE, *ALL_E4M3),
-        head_dims(64, 128, 256, 512, (192, 128)),
-        fp8_wide_heads,
-        fp8_queries_on_hopper,
-    ),
+    requires=(*auto_limits, head_dims(64, 128, 256, 512, (192, 128))),
 )
 def auto(case: AttentionFlags, problem: Problem) -> Launch:
     """Whichever of its backends FlashInfer chooses."""
@@ -199,7 +152,7 @@ def auto(case: AttentionFlags, problem: Problem) -> Launch:
 
 @ragged_prefill.backend(
     "cudnn",
-    requires=(capability(minimum="8.0"), flashinfer_installed, cudnn_installed, *cudnn_prefill_limits),
+    requires=cudnn_prefill_limits,
     ignores=("enable_pdl",),
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
@@ -213,7 +166,7 @@ def cudnn(case: AttentionFlags, problem: Problem) -> Launch:
 
 @ragged_prefill.backend(
     "cudnn-native",
-    requires=(capability(minimum="8.0"), flashinfer_installed, cudnn_installed, *cudnn_prefill_limits),
+    requires=cudnn_prefill_limits,
     ignores=("enable_pdl",),
     documented="8.0 8.6 8.9 9.0 10.0 10.3 12.0",
 )
