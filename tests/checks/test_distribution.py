@@ -16,6 +16,7 @@ from flashinfer_perf.checks.distribution import (
     Distribution,
     calls_for,
     depends_on_seed,
+    likeliest,
     off_their_rows,
 )
 from flashinfer_perf.checks.support import Support, everything
@@ -208,9 +209,8 @@ def test_the_same_seed_must_give_the_same_tokens():
 
 def test_other_seeds_must_give_other_tokens():
     """Evenly spread, so that the frequencies of one call, repeated, do not fail first."""
-    truth = torch.full((100, 100), 0.01, dtype=torch.float64)
     drawn = torch.arange(100)
-    finding = depends_on_seed("samples", [drawn, drawn, drawn], everything(truth).row(0))
+    finding = depends_on_seed("samples", [drawn, drawn, drawn], 0.01)
     assert (finding.passed, finding.detail) == (False, "3 seeds give the same tokens")
 
 
@@ -224,10 +224,26 @@ def test_where_a_correct_sampler_would_repeat_itself_the_seed_is_not_judged():
 
 
 def test_a_tenth_of_a_share_and_six_draws_are_enough_to_judge():
-    row = everything(torch.full((1, 10), 0.1, dtype=torch.float64))
     tokens = torch.zeros(1, dtype=torch.int64)
-    assert depends_on_seed("samples", [tokens] * 6, row).passed
-    assert not depends_on_seed("samples", [tokens] * 8, row).passed
+    assert depends_on_seed("samples", [tokens] * 6, 0.1).passed
+    assert not depends_on_seed("samples", [tokens] * 8, 0.1).passed
+
+
+def test_chains_are_judged_by_their_own_likeliest_outcome_and_called_chains():
+    chains = torch.zeros(3, 2, dtype=torch.int64)
+    unjudged = depends_on_seed("tokens", [chains, chains], 0.5, "chains")
+    assert unjudged.passed
+    assert unjudged.detail.endswith("3 chains are all the same with a probability of 0.12")
+    assert not depends_on_seed("tokens", [chains, chains], 0.001, "chains").passed
+
+
+def test_the_likeliest_token_has_all_that_the_uncertain_ones_leave_it():
+    """Of four even tokens two are uncertain: with neither in, a certain one has half."""
+    row = everything(torch.full((1, 4), 0.25, dtype=torch.float64))
+    assert likeliest(row) == 0.25
+    certain = torch.tensor([[True, True, False, False]])
+    assert likeliest(dataclasses.replace(row, certain=certain)) == 0.5
+    assert likeliest(dataclasses.replace(row, certain=torch.zeros_like(certain))) == 1.0
 
 
 # ---- thresholds ----

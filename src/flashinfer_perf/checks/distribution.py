@@ -70,7 +70,7 @@ class Distribution:
             lambda: of_single_tokens(name, torch.cat(drawn), support.row(0)),
             lambda: of_uncertain(name, torch.cat(drawn), support.row(0)),
             lambda: repeatable(name, drawn[0], launch.draw(0, 0).flatten().to(torch.int64)),
-            lambda: depends_on_seed(name, drawn, support.row(0)),
+            lambda: depends_on_seed(name, drawn, likeliest(support.row(0))),
             lambda: of_their_rows(name, launch, support, calls),
         )
         return all_of(name, tests)
@@ -139,12 +139,18 @@ def repeatable(name: str, tokens: torch.Tensor, again: torch.Tensor) -> Finding:
     return Finding(name, not other, detail, len(tokens), other)
 
 
-def depends_on_seed(name: str, drawn: list[torch.Tensor], row: Support) -> Finding:
-    """Not every seed gives the tokens of the first one. Not judged where that may happen by chance."""
+def depends_on_seed(name: str, drawn: list[torch.Tensor], likeliest: float, what: str = "draws") -> Finding:
+    """Not every seed gives the results of the first one. Not judged where that may happen by chance.
+
+    Args:
+        drawn: what each seed gave, a row to a result.
+        likeliest: the largest probability that any one result can have.
+        what: results are called in the finding.
+    """
     repeats = sum(len(tokens) for tokens in drawn[1:])
-    collision = likeliest(row) ** repeats
+    collision = likeliest**repeats
     if collision > COLLISION:
-        reason = f"{repeats} draws are all the same with a probability of {collision:.2g}"
+        reason = f"{repeats} {what} are all the same with a probability of {collision:.2g}"
         return Finding(name, True, f"dependence on the seed not judged: {reason}")
     same = all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
     detail = f"{len(drawn)} seeds give the same tokens" if same else "other seeds give other tokens"

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flashinfer_perf.checks.distribution import (
-    COLLISION,
     FALSE_ALARM,
     WANTED_OF_ROWS,
     all_of,
     calls_for,
+    depends_on_seed,
     of_right_size,
     repeatable,
 )
@@ -111,7 +111,7 @@ class ChainTokens:
                 lambda: _following(name, together, truth),
                 lambda: _of_their_chains(name, launch, truth, calls),
                 lambda: repeatable(name, tokens[0], launch.draw(0, 0)[0].to(torch.int64)),
-                lambda: _depends_on_seed(name, tokens, truth),
+                lambda: depends_on_seed(name, tokens, truth.likeliest(), "chains"),
             ),
         )
 
@@ -234,14 +234,3 @@ def _counts_fit(name: str, calls: int, emitted: float, accepted: float, truth: C
             expected = f"{least:.6g} to {most:.6g}, give or take {margin:.3g}"
             return Finding(name, False, f"{found:.6g} tokens {what} in {chains} chains, not {expected}", chains, chains)
     return Finding(name, True, f"{chains} chains fit their own probabilities")
-
-
-def _depends_on_seed(name: str, drawn: list[torch.Tensor], truth: Chains) -> Finding:
-    repeats = sum(len(tokens) for tokens in drawn[1:])
-    collision = truth.likeliest() ** repeats
-    if collision > COLLISION:
-        reason = f"{repeats} chains are all the same with a probability of {collision:.2g}"
-        return Finding(name, True, f"dependence on the seed not judged: {reason}")
-    same = all(torch.equal(tokens, drawn[0]) for tokens in drawn[1:])
-    detail = f"{len(drawn)} seeds give the same tokens" if same else "other seeds give other tokens"
-    return Finding(name, not same, detail, len(drawn[0]), len(drawn[0]) if same else 0)
