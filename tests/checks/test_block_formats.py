@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,11 +11,9 @@ from flashinfer_perf.checks.block_formats import (
     E2M1,
     E4M3,
     FORMATS,
-    dequantise,
+    MXFP8,
+    NVFP4,
     nearest,
-    numbers_of,
-    rank_nearest,
-    ranks_of,
 )
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.formats import e2m1, mxfp4, nvfp4
@@ -50,15 +50,24 @@ def test_what_is_no_e4m3_scale_is_nan(byte):
 
 
 def test_bytes_hold_two_elements_the_low_half_first():
-    ranks = ranks_of(torch.tensor([[0x72, 0xF8]], dtype=torch.uint8))
+    ranks = NVFP4.ranks(torch.tensor([[0x72, 0xF8]], dtype=torch.uint8))
     assert ranks.tolist() == [[2, 7, 0, -7]]
-    assert numbers_of(ranks).tolist() == [[1.0, 6.0, 0.0, -6.0]]
+    assert NVFP4.values(ranks).tolist() == [[1.0, 6.0, 0.0, -6.0]]
+
+
+def test_a_byte_of_an_fp8_element_is_its_own_rank():
+    ranks = MXFP8.ranks(torch.tensor([[0x00, 0x80, 0x7E, 0xFE, 0x7F, 0xFF]], dtype=torch.uint8))
+    assert ranks.tolist() == [[0, 0, 126, -126, 127, -127]]
+    assert MXFP8.values(ranks)[0, :4].tolist() == [0, 0, 448, -448]
+    assert bool(MXFP8.values(ranks)[0, 4:].isnan().all()), "what is no number"
 
 
 def test_ranks_of_quotients():
     values, scale = torch.tensor([[5.0, -2.6, 0.0, 99.0]], dtype=torch.float64), torch.tensor([[2.0]])
-    assert rank_nearest(values, scale).tolist() == [[4, -3, 0, 7]]
-    assert rank_nearest(values, torch.tensor([[0.0]])).tolist() == [[0, 0, 0, 0]]
+    assert NVFP4.nearest(values, scale).tolist() == [[4, -3, 0, 7]]
+    assert NVFP4.nearest(values, scale, error=0.001).tolist() == [[5, -3, 0, 7]]
+    for nothing in (0.0, math.nan):
+        assert NVFP4.nearest(values, torch.tensor([[nothing]])).tolist() == [[0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(("format", "codec"), [(DType.NVFP4, nvfp4), (DType.MXFP4, mxfp4)])
@@ -68,5 +77,5 @@ def test_dequantised_as_the_format_does(format, codec):
     block = FORMATS[format].block
     scales = torch.arange(100, 100 + 16, dtype=torch.uint8)[:, None].expand(16, 256 // block).contiguous()
     quantised = type(codec.encode(torch.zeros(1, block)))(packed, scales)
-    assert torch.equal(dequantise(FORMATS[format], packed, scales), codec.decode(quantised).double())
+    assert torch.equal(FORMATS[format].dequantise(packed, scales), codec.decode(quantised).double())
     assert len(e2m1.MAGNITUDES) == len(E2M1)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flashinfer_perf.checks import fp4_blocks, tolerance
+from flashinfer_perf.checks import fp4_blocks, scaled_elements, tolerance
 from flashinfer_perf.checks.block_formats import FORMATS
 from flashinfer_perf.checks.fp4_blocks import most
 from flashinfer_perf.core.dtypes import DType
@@ -126,7 +126,7 @@ def test_a_few_rows_at_a_time_are_as_good_as_all(monkeypatch):
     values = data()
     output = encode((values.bfloat16()).float(), NVFP4)
     _, whole = judge(output, truth_of(values, NVFP4), NVFP4)
-    monkeypatch.setattr(fp4_blocks, "ELEMENTS_AT_A_TIME", 7 * COLUMNS)
+    monkeypatch.setattr(scaled_elements, "ELEMENTS_AT_A_TIME", 7 * COLUMNS)
     _, parts = judge(output, truth_of(values, NVFP4), NVFP4)
     assert (parts.differing, parts.elements) == (whole.differing, whole.elements)
     assert parts.relative_l2 == pytest.approx(whole.relative_l2)

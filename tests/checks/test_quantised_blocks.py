@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashinfer_perf.checks import quantised_blocks, tolerance
+from flashinfer_perf.checks import scaled_elements, tolerance
 from flashinfer_perf.checks.block_formats import MXFP4, MXFP8, NVFP4
 from flashinfer_perf.checks.quantised_blocks import Placed
 from flashinfer_perf.formats import e2m1, mxfp4, mxfp8, nvfp4
@@ -157,7 +157,7 @@ def test_a_few_rows_at_a_time_are_as_good_as_all(name, monkeypatch):
     output, truth = encode(x, name), truth_of(x, name)
     output["x_q"][3, 5] ^= 0x70
     _, whole = judge(output, truth, name)
-    monkeypatch.setattr(quantised_blocks, "ELEMENTS_AT_A_TIME", 7 * COLUMNS)
+    monkeypatch.setattr(scaled_elements, "ELEMENTS_AT_A_TIME", 7 * COLUMNS)
     _, parts = judge(output, truth, name)
     assert (parts.differing, parts.elements) == (whole.differing, whole.elements)
     assert parts.relative_l2 == pytest.approx(whole.relative_l2)

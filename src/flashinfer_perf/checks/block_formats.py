@@ -44,17 +44,34 @@ class BlockFormat:
         padded = (*self.numbers, *[math.nan] * (256 - len(self.numbers)))
         return torch.tensor(padded, dtype=torch.float64, device=codes.device)[codes.long()]
 
+    def by_blocks(self, rows: torch.Tensor) -> torch.Tensor:
+        """(…, n) in blocks, (…, n / block, block)."""
+        return rows.unflatten(-1, (-1, self.block))
+
     def ranks(self, bytes_: torch.Tensor) -> torch.Tensor:
-        """(…, n) bytes to ranks: elements counted from zero, which has one rank whatever its sign."""
+        """(…, n) bytes to ranks: elements counted from zero, which has one rank whatever its sign. (…, 2 n) where a
+        byte holds two, the low half first.
+        """
+        sign = 0x80
         if self.packed:
-            return ranks_of(bytes_)
-        size = (bytes_ & 0x7F).long()
-        return torch.where(bytes_ >= 0x80, -size, size)
+            bytes_, sign = torch.stack((bytes_ % 16, bytes_ // 16), dim=-1).flatten(-2), 8
+        size = (bytes_ % sign).long()
+        return torch.where(bytes_ >= sign, -size, size)
 
     def values(self, ranks: torch.Tensor) -> torch.Tensor:
         """fp64 elements by their ranks; NaN for a rank that is none."""
         table = torch.tensor((*self.elements, math.nan), dtype=torch.float64, device=ranks.device)
         return table[ranks.abs()] * ranks.sign()
+
+    def nearest(self, values: torch.Tensor, scale: torch.Tensor, error: float | torch.Tensor = 0.0) -> torch.Tensor:
+        """Ranks of the elements nearest to values * (1 + error) / scale; 0 under a scale of 0 or one that is none."""
+        quotient = (values.abs() * (1 + error) / scale).nan_to_num(nan=0.0, posinf=0.0)
+        return nearest(quotient, self.elements) * values.sign().long()
+
+    def dequantise(self, raw: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        """fp64 values of bytes of elements with (…, n / block) bytes of scales, (…, n)."""
+        elements = self.by_blocks(self.values(self.ranks(raw)))
+        return (elements * self.decode(scales)[..., None]).flatten(-2)
 
 
 NVFP4 = BlockFormat(16, E4M3, upwards=False)
@@ -70,27 +87,3 @@ def nearest(values: torch.Tensor, numbers: tuple[float, ...]) -> torch.Tensor:
     codes = torch.bucketize(values, middles)
     tie = values == middles[codes.clamp(max=len(middles) - 1)]
     return codes + (tie & (codes % 2 == 1)).to(codes.dtype)
-
-
-def rank_nearest(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Ranks -7 … 7 of the E2M1 numbers nearest to values / scale; 0 under a scale of 0."""
-    quotient = torch.where(scale == 0, torch.zeros_like(values), values / scale)
-    return nearest(quotient.abs(), E2M1) * quotient.sign().long()
-
-
-def ranks_of(packed: torch.Tensor) -> torch.Tensor:
-    """(rows, n) bytes to (rows, 2 n) ranks: the E2M1 numbers counted from zero, the low half of a byte first."""
-    codes = torch.stack((packed % 16, packed // 16), dim=-1).flatten(-2).long()
-    return torch.where(codes >= 8, 8 - codes, codes)
-
-
-def numbers_of(ranks: torch.Tensor) -> torch.Tensor:
-    """fp64 E2M1 numbers by their ranks."""
-    table = torch.tensor(E2M1, dtype=torch.float64, device=ranks.device)
-    return table[ranks.abs()] * ranks.sign()
-
-
-def dequantise(format: BlockFormat, packed: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """fp64 values of (rows, n / 2) bytes with (rows, n / block) scales."""
-    elements = numbers_of(ranks_of(packed)).unflatten(-1, (-1, format.block))
-    return (elements * format.decode(scales)[..., None]).flatten(-2)

@@ -95,6 +95,23 @@ def compare(name: str, output: torch.Tensor, truth: torch.Tensor, within: Close)
     return finding if passed else with_worst(finding, actual, expected)
 
 
+def measured(
+    name: str, passed: bool, detail: str, differing: int, actual: torch.Tensor, expected: torch.Tensor
+) -> Finding:
+    """A finding about two fp64 tensors with how far apart they are; of a failed one with the worst element, too."""
+    finding = Finding(
+        output=name,
+        passed=passed,
+        detail=detail,
+        elements=expected.numel(),
+        differing=differing,
+        max_abs=float((actual - expected).abs().max()) if expected.numel() else 0.0,
+        relative_l2=relative_l2(actual, expected),
+        cosine=cosine(actual, expected),
+    )
+    return finding if passed else with_worst(finding, actual, expected)
+
+
 def with_worst(finding: Finding, actual: torch.Tensor, expected: torch.Tensor) -> Finding:
     """The finding with statistics of both tensors and their worst element; NaN is worse than any number."""
     error = (actual - expected).abs().nan_to_num(nan=float("inf"))

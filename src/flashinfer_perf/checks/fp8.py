@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.checks.close import with_worst
+from flashinfer_perf.checks.close import measured
 from flashinfer_perf.checks.shape import wrong_shape
-from flashinfer_perf.checks.statistics import cosine, relative_l2
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.lazy import torch
 
@@ -42,17 +41,8 @@ class Fp8Codes:
         invalid = values.isnan() | (values.isinf() & (values != right))  # their codes follow that of the largest number
         differing, elements = int(((steps > 0) | invalid).sum()), truth.numel()
         passed = not bool(((steps > self.max_steps) | invalid).any()) and differing <= self.max_fraction * elements
-        finding = Finding(
-            output=name,
-            passed=passed,
-            detail=f"codes at most {self.max_steps} apart, at most {self.max_fraction:.2%} of them",
-            elements=elements,
-            differing=differing,
-            max_abs=float((values - right).abs().max()) if elements else 0.0,
-            relative_l2=relative_l2(values, right),
-            cosine=cosine(values, right),
-        )
-        return finding if passed else with_worst(finding, values, right)
+        detail = f"codes at most {self.max_steps} apart, at most {self.max_fraction:.2%} of them"
+        return measured(name, passed, detail, differing, values, right)
 
     def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
         return self.judge(name, actual, other)

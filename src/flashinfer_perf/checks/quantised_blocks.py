@@ -13,15 +13,14 @@ divided by that of an element, fp64. Both in the order of the rows, whatever the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.checks.block_formats import BlockFormat, nearest
-from flashinfer_perf.checks.close import with_worst
+from flashinfer_perf.checks.block_formats import BlockFormat
+from flashinfer_perf.checks.close import measured
+from flashinfer_perf.checks.scaled_elements import ScaledElements
 from flashinfer_perf.checks.shape import wrong_shape
-from flashinfer_perf.checks.statistics import cosine, relative_l2
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.formats import scale_layout
 from flashinfer_perf.formats.shuffle import unshuffle_rows
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from flashinfer_perf.run.problem import Outputs
 
 SMALLEST_NORMAL = 2.0**-126
-ELEMENTS_AT_A_TIME = 1 << 21
-"""Judged at a time: two dozen fp64 numbers each, 400 MiB."""
 
 
 @dataclass(frozen=True)
@@ -92,17 +89,8 @@ class QuantisedScales:
         low = torch.where(truth < SMALLEST_NORMAL, torch.zeros_like(low), low)  # flushed to zero, or not
         passed = bool(((codes >= low) & (codes <= high)).all())
         values, wanted = self.format.decode(codes), self.format.decode(right)
-        finding = Finding(
-            output=name,
-            passed=passed,
-            detail=f"scales exact but for ties within {self.reach:.2g}, in {self.placed.layout}, padded with zeros",
-            elements=codes.numel(),
-            differing=int((codes != right).sum()),
-            max_abs=float((values - wanted).abs().max()),
-            relative_l2=relative_l2(values, wanted),
-            cosine=cosine(values, wanted),
-        )
-        return finding if passed else with_worst(finding, values, wanted)
+        detail = f"scales exact but for ties within {self.reach:.2g}, in {self.placed.layout}, padded with zeros"
+        return measured(name, passed, detail, int((codes != right).sum()), values, wanted)
 
     def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
         """Two right outputs may decide a tie differently, and nothing else."""
@@ -123,7 +111,7 @@ class QuantisedScales:
 
 
 @dataclass(frozen=True)
-class QuantisedElements:
+class QuantisedElements(ScaledElements):
     """Passes when every element is the nearest under its own block's scale, or the one beside it where arithmetic
     explains that, and all that is lost by quantisation is hardly more than exact arithmetic loses.
 
@@ -131,101 +119,54 @@ class QuantisedElements:
     make of them: zeros, the nearest, or the largest number with the value's sign, as after a division by zero.
 
     Attributes:
-        scales: name of the output with the block scales.
         reach: relative error of what is rounded to an element, unless its scale is exact.
         exact_global_scale: the global scale is a power of two, or there is none.
-        max_loss: of the relative L2 norm of the error, in units of exact arithmetic's.
     """
 
-    format: BlockFormat
-    scales: str
     placed: Placed
     reach: float
     exact_global_scale: bool
-    max_loss: float
 
-    def judge(self, name: str, actual: Outputs, expected: Mapping[str, Any]) -> Finding:
-        truth, wanted, raw = expected[name], expected[self.scales], actual[name].view(torch.uint8)
-        if finding := wrong_shape(name, raw, truth[..., ::2] if self.format.packed else truth):
-            return finding
-        scales = self.placed.scale_bytes(self.scales, actual[self.scales], wanted)
-        if isinstance(scales, Finding):
-            return scales
-        raw = self.placed.in_order(raw)
-        tensors = tuple(tensor.flatten(0, -2) for tensor in (truth, raw, scales, wanted))
-        rows = max(ELEMENTS_AT_A_TIME // truth.shape[-1], 1)
-        parts = [self._sums(*slices) for slices in zip(*(tensor.split(rows) for tensor in tensors), strict=True)]
-        return self._finding(name, torch.stack(parts), tensors)
+    @property
+    def rule(self) -> str:
+        return f"elements exact under their own scale but for ties within {self.reach:.2g}"
 
-    def agree(self, name: str, actual: Outputs, other: Outputs) -> Finding | None:
-        """Not judged: two right outputs differ in every element of a block of which the scales differ."""
-        return None
+    def scale_bytes(self, output: torch.Tensor, truth: torch.Tensor) -> torch.Tensor | Finding:
+        return self.placed.scale_bytes(self.scales, output, truth)
 
-    def probe(self, name: str, launch: Launch, expected: Mapping[str, Any]) -> Finding | None:
-        return None
+    def in_order(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.placed.in_order(rows)
 
-    def _sums(self, truth: torch.Tensor, raw: torch.Tensor, scales: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Of a few rows: differing elements, unexplained ones, squares of error, unavoidable error, truth and value,
-        and truth times value.
-        """
-        right = truth.double().unflatten(-1, (-1, self.format.block))
-        ranks = self.format.ranks(raw).unflatten(-1, (-1, self.format.block))
-        scale, best = self.format.decode(scales)[..., None], self.format.decode(self.format.encode(wanted))[..., None]
-        best_ranks = self._nearest(right, best)
-        value, ideal = self.format.values(ranks) * scale, self.format.values(best_ranks) * best
-        differing = (ranks != self._nearest(right, scale)) & (scales != 0)[..., None]
-        explained = self._explained(right, ranks, scale) | self._of_no_worth(right, ranks, scales)
-        squares = [part.square().sum() for part in (value - right, ideal - right, right, value)]
-        return torch.stack([differing.sum().double(), (~explained).sum().double(), *squares, (right * value).sum()])
+    def verdicts(
+        self, right: torch.Tensor, ranks: torch.Tensor, scales: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        nearest = self.format.nearest(right, self.format.decode(scales)[..., None])
+        return (ranks != nearest) & (scales != 0)[..., None], ~self._possible(right, ranks, scales)
 
-    def _nearest(self, values: torch.Tensor, scale: torch.Tensor, error: float | torch.Tensor = 0.0) -> torch.Tensor:
-        """Ranks of the elements nearest to values * (1 + error) / scale; 0 under a scale of 0 or one that is none."""
-        quotient = (values.abs() * (1 + error) / scale).nan_to_num(nan=0.0, posinf=0.0)
-        return nearest(quotient, self.format.elements) * values.sign().long()
-
-    def _explained(self, right: torch.Tensor, ranks: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        exact = torch.frexp(scale).mantissa == 0.5 if self.exact_global_scale else torch.zeros_like(scale).bool()
-        reach = torch.where(exact, torch.zeros_like(scale), torch.full_like(scale, self.reach))
-        bounds = self._nearest(right, scale, -reach), self._nearest(right, scale, reach)
-        return (ranks >= torch.minimum(*bounds)) & (ranks <= torch.maximum(*bounds)) & ~scale.isnan()
-
-    def _of_no_worth(self, right: torch.Tensor, ranks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        largest = len(self.format.elements) - 1
-        divided = torch.where(right == 0, ranks == largest, ranks == largest * right.sign().long())
-        return ((ranks == 0) | divided) & (scales == 0)[..., None]
-
-    def _finding(self, name: str, parts: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> Finding:
-        differing, unexplained, error, unavoidable, truth, value, product = parts.sum(dim=0).tolist()
-        loss, least = (math.sqrt(part / truth) if truth else math.sqrt(part) for part in (error, unavoidable))
-        limit = self.max_loss * least + EXACT
-        finding = Finding(
-            output=name,
-            passed=unexplained == 0 and loss <= limit,
-            detail=f"elements exact under their own scale but for ties within {self.reach:.2g}; quantisation error "
-            f"{loss:.3g} in relative L2, at most {limit:.3g}",
-            elements=tensors[0].numel(),
-            differing=int(differing),
-            relative_l2=loss,
-            cosine=product / math.sqrt(truth * value) if truth * value > 0 else float(truth == value),
-        )
-        if finding.passed:
-            return finding
-        return with_worst(finding, *self._dequantised(*tensors[:3]))
-
-    def _dequantised(
+    def in_values(
         self, truth: torch.Tensor, raw: torch.Tensor, scales: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What elements are worth, and what they should be: what they are, where that is explained, else what the
         nearest under the same scales are worth. Where all are explained and the loss alone is too large, the truth.
         """
         scale = self.format.decode(scales)[..., None]
-        right = truth.double().unflatten(-1, (-1, self.format.block))
-        ranks = self.format.ranks(raw).unflatten(-1, (-1, self.format.block))
+        right, ranks = self.format.by_blocks(truth.double()), self.format.by_blocks(self.format.ranks(raw))
         value = self.format.values(ranks) * scale
-        explained = self._explained(right, ranks, scale) | self._of_no_worth(right, ranks, scales)
-        wanted = torch.where(explained, value, self.format.values(self._nearest(right, scale)) * scale)
-        return value.flatten(-2), (right if bool(explained.all()) else wanted).flatten(-2)
+        possible = self._possible(right, ranks, scales)
+        wanted = torch.where(possible, value, self.format.values(self.format.nearest(right, scale)) * scale)
+        return value.flatten(-2), (right if bool(possible.all()) else wanted).flatten(-2)
 
+    def _possible(self, right: torch.Tensor, ranks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        return self._explained(right, ranks, scales) | self._of_no_worth(right, ranks, scales)
 
-EXACT = 1e-6
-"""Quantisation error that is none: the truth may be kept in fp32."""
+    def _explained(self, right: torch.Tensor, ranks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        scale = self.format.decode(scales)[..., None]
+        exact = torch.frexp(scale).mantissa == 0.5 if self.exact_global_scale else torch.zeros_like(scale).bool()
+        reach = torch.where(exact, torch.zeros_like(scale), torch.full_like(scale, self.reach))
+        bounds = self.format.nearest(right, scale, -reach), self.format.nearest(right, scale, reach)
+        return (ranks >= torch.minimum(*bounds)) & (ranks <= torch.maximum(*bounds)) & ~scale.isnan()
+
+    def _of_no_worth(self, right: torch.Tensor, ranks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+        largest = len(self.format.elements) - 1
+        divided = torch.where(right == 0, ranks == largest, ranks == largest * right.sign().long())
+        return ((ranks == 0) | divided) & (scales == 0)[..., None]

@@ -241,7 +241,7 @@ def for_fp4_elements(
 ) -> BlockElements:
     """E2M1 elements with those scales, which the output named ``scales`` holds."""
     fraction = MARGIN * TIES_OF_ELEMENTS * _mean_error(input_dtype, roundings)
-    return BlockElements(FORMATS[format], scales, swizzled, fraction, MAX_LOSS)
+    return BlockElements(FORMATS[format], scales, MAX_LOSS, swizzled=swizzled, max_fraction=fraction)
 
 
 QUANTISERS_REACH = 8 * UNIT_ROUNDOFF[DType.FLOAT32]
@@ -260,7 +260,9 @@ def for_quantised_elements(
 ) -> QuantisedElements:
     """Elements with those scales, which the output named ``scales`` holds."""
     power_of_two = math.frexp(global_scale)[0] == 0.5
-    return QuantisedElements(format, scales, placed, QUANTISERS_REACH, power_of_two, MAX_LOSS)
+    return QuantisedElements(
+        format, scales, MAX_LOSS, placed=placed, reach=QUANTISERS_REACH, exact_global_scale=power_of_two
+    )
 
 
 ROUND_TRIP = 0.5
