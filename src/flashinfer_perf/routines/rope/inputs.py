@@ -39,6 +39,11 @@ def positions(case: RopeFlags, make: TensorFactory) -> torch.Tensor:
     return counted.repeat(case.batch_size)
 
 
+def position_ids(case: RopeFlags, make: TensorFactory) -> dict[str, torch.Tensor]:
+    """pos_ids: those positions."""
+    return {"pos_ids": positions(case, make)}
+
+
 def cos_sin_cache(case: RopeFlags, make: TensorFactory, rotary_dim: int) -> torch.Tensor:
     """(seq_len, rotary_dim) fp32: cosines of a position's angles, then sines, computed in fp64.
 
