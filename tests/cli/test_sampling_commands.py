@@ -48,6 +48,15 @@ def test_rows_have_the_documented_columns(bench, tmp_path: Path):
     assert {row["check"] for row in (softmax, min_p, chain, ragged)} == {"passed"}
 
 
+def test_rows_that_are_not_given_are_shown_as_the_batch_size_that_they_are(bench, tmp_path: Path):
+    path = tmp_path / "out.csv"
+    line = f"--routine top_k_ragged_transform --batch_size 3 --vocab_size 60 --max_len 70 --top_k 20 {QUICK} -v"
+    outcome = bench(f"{line} --output_path {path}")
+    assert "num_rows=3" in outcome.out
+    (row,) = csv.DictReader(path.open())
+    assert row["num_rows"] == "3"
+
+
 def test_a_page_table_that_would_be_read_out_of_bounds_is_refused_before_anything_is_made(bench):
     outcome = bench(f"--routine top_k_page_table_transform --batch_size 4 --num_rows 5 {QUICK}")
     assert outcome.code == 2

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from flashinfer_perf.core.requirement import Requirement, capability, case_rule, package
-from flashinfer_perf.routines.sampling.flags import SamplingFlags
-from flashinfer_perf.routines.sampling.inputs import rows
+from flashinfer_perf.routines.sampling.flags import SamplingFlags, rows
 
 DOCUMENTED = "7.5 8.0 8.6 8.9 9.0 10.0 10.3 12.0"
 """Where the documented matrix lists ``cuda``."""

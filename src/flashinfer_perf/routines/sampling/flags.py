@@ -41,3 +41,13 @@ class SamplingFlags:
         "mass, nearly even, or with many equal ones.",
         since=Since.OURS,
     )
+
+    def __post_init__(self) -> None:
+        if self.num_rows is None:
+            object.__setattr__(self, "num_rows", self.batch_size)
+
+
+def rows(case: SamplingFlags) -> int:
+    """``num_rows``, filled in."""
+    assert case.num_rows is not None
+    return case.num_rows

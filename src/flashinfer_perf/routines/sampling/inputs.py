@@ -8,7 +8,7 @@ from typing import Any
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.lazy import torch
-from flashinfer_perf.routines.sampling.flags import SamplingFlags
+from flashinfer_perf.routines.sampling.flags import SamplingFlags, rows
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.problem import Shown
 
@@ -61,11 +61,6 @@ def shown(name: str, tensor: torch.Tensor, **more: Any) -> tuple[Shown, ...]:
     """Shape and format of the input, then other values by their labels."""
     lines = {f"{name}.shape": tensor.shape, f"{name}.dtype": tensor.dtype, **more}
     return tuple(Shown(label, value) for label, value in lines.items())
-
-
-def rows(case: SamplingFlags) -> int:
-    """Of the top-k transforms."""
-    return case.batch_size if case.num_rows is None else case.num_rows
 
 
 def page_table(make: TensorFactory, batch_size: int, width: int) -> torch.Tensor:

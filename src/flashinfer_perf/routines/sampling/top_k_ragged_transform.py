@@ -8,7 +8,7 @@ from flashinfer_perf.checks.selected import LargestPositions
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.lazy import flashinfer
 from flashinfer_perf.routines.sampling import backends, eager, inputs, reference, work
-from flashinfer_perf.routines.sampling.flags import SamplingFlags
+from flashinfer_perf.routines.sampling.flags import SamplingFlags, rows
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
@@ -22,7 +22,7 @@ from flashinfer_perf.run.problem import Problem
 def top_k_ragged_transform(case: SamplingFlags, make: TensorFactory) -> Problem:
     """Fused Top-K with ragged index transform."""
     tensors = inputs.scores(case, make, "indices")
-    tensors["offsets"] = inputs.offsets(make, inputs.rows(case), case.max_len)
+    tensors["offsets"] = inputs.offsets(make, rows(case), case.max_len)
     more = {f"{name}.shape": tensors[name].shape for name in ("offsets", "lengths")}
     return Problem(
         tensors=tensors,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.routines.sampling.flags import SamplingFlags
-from flashinfer_perf.routines.sampling.inputs import rows
+from flashinfer_perf.routines.sampling.flags import SamplingFlags, rows
 
 FP32 = INT32 = 4
 INT64 = 8
