@@ -43,6 +43,11 @@ def variants() -> list[tuple[str, str]]:
         for shape in VOCABULARIES
         for dtype in ("float16", "bfloat16")
     ]
+    rows_of_several_pieces = [
+        ("softmax", f"--batch_size 200 --vocab_size {size} --input_dtype {dtype}")
+        for size in (50257, 128256)
+        for dtype in ("float32", "bfloat16")
+    ]
     scores = [
         (name, f"--batch_size 33 --max_len {length} --top_k {k} --input_dtype {dtype} --input_distribution {d}")
         for name in TRANSFORMS
@@ -50,7 +55,7 @@ def variants() -> list[tuple[str, str]]:
         for dtype in ("float32", "bfloat16")
         for d in ("normal", "ties")
     ]
-    return every + both + of_16_bits + scores
+    return every + both + of_16_bits + rows_of_several_pieces + scores
 
 
 @pytest.mark.parametrize(("name", "flags"), variants())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
@@ -45,6 +47,18 @@ def test_pdl_is_on_when_asked_for():
     with contract("flashinfer.sampling.softmax", Gives((9, 50), torch.float32)) as kernel:
         launch_of("softmax", "cuda", f"{SHAPE} --enable_pdl")[0]()
     assert kernel.call["enable_pdl"] is True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_triton_kernels_get_the_same(dtype):
+    """That they are right is tested where they can run: in Triton's interpreter, and on a GPU."""
+    pytest.importorskip("triton")
+    launch, problem = launch_of("softmax", "triton", f"{SHAPE} --temperature 0.7 --input_dtype {dtype}")
+    given = inspect.signature(launch.fn).bind(**launch.kwargs).arguments
+    assert given["logits"] is problem["logits"]
+    assert given["temperature"] == 0.7
+    assert (launch.returns, launch.scratch) == (("probs",), ("partials",))
+    assert given["partials"].device == problem["logits"].device
 
 
 # ---- Right kernels pass ----

@@ -1,8 +1,9 @@
-"""What FlashInfer's samplers and top-k kernels need."""
+"""What the backends of samplers and top-k kernels need."""
 
 from __future__ import annotations
 
 from flashinfer_perf.core.requirement import Requirement, capability, case_rule, package
+from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.routines.sampling.flags import SamplingFlags, rows
 
 DOCUMENTED = "7.5 8.0 8.6 8.9 9.0 10.0 10.3 12.0"
@@ -37,3 +38,4 @@ _ANY: tuple[Requirement, ...] = (capability(minimum="7.5"), package("flashinfer"
 NEEDS_CUDA = (*_ANY, _fits("probabilities or logits", vocabulary_elements))
 CHAIN_NEEDS = (*_ANY, _fits("target probabilities", target_elements))
 TRANSFORMS_NEED = (*_ANY, _fits("scores", score_elements))
+NEEDS_TRITON: tuple[Requirement, ...] = (capability(minimum="8.0"), triton_installed)

@@ -41,6 +41,17 @@ def flashinfer_cuda(case: SamplingFlags, problem: Problem) -> Launch:
     return Launch(flashinfer.sampling.softmax, kwargs=kwargs, returns=("probs",))
 
 
+@softmax.backend("triton", requires=backends.NEEDS_TRITON, ignores=("enable_pdl",))
+def triton_kernel(case: SamplingFlags, problem: Problem) -> Launch:
+    """This project's Triton kernels: one for many rows, two for few."""
+    from flashinfer_perf.kernels import softmax as kernels
+
+    logits = problem["logits"]
+    tiles = kernels.tiling(case.batch_size, case.vocab_size, kernels.multiprocessors(logits.device))
+    kwargs = {"logits": logits, "temperature": case.temperature, "partials": kernels.workspace(logits, tiles)}
+    return Launch(kernels.softmax, kwargs={**kwargs, "tiles": tiles}, returns=("probs",), scratch=("partials",))
+
+
 @softmax.backend("torch", ignores=("enable_pdl",))
 def torch_eager(case: SamplingFlags, problem: Problem) -> Launch:
     """A division and torch.softmax, in fp32."""
