@@ -49,8 +49,8 @@ CUBLAS = (
     backends.tiles_of_128,
     whole_quads,
 )
-TRITON = (capability(minimum="8.9"), triton_installed, backends.tiles_of_128)
 """cuBLAS's own product with such scales. m was tried on an H100: 1, 2, 3, 5, 6 and 17 rows are refused."""
+TRITON = (capability(minimum="8.9"), triton_installed, backends.tiles_of_128)
 
 
 def operands(case: GemmFlags, make: TensorFactory, groups: int | None = None) -> dict[str, torch.Tensor]:
