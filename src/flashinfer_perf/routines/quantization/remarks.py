@@ -41,8 +41,6 @@ def _far(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, encoding: E
 
 
 def _count(encoding: Encoding, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    format = encoding.format
-    elements = format.values(format.ranks(codes)).unflatten(-1, (-1, format.block))
-    decoded = (elements * format.decode(scales)[..., None]).flatten(-2)
+    decoded = encoding.format.dequantise(codes, scales)
     near = (x.double() - decoded).abs() <= ROUND_TRIP * (1 + decoded.abs())  # false for NaN
     return (~near).sum()
