@@ -27,7 +27,7 @@ from tests.routines.gemm.kernels import (
     replaced,
     short_by,
 )
-from tests.routines.harness import assert_passes, case_of, launch_of, make_problem, problem_of, run
+from tests.routines.harness import assert_caught, assert_passes, case_of, launch_of, make_problem, problem_of, run
 
 NAME = "mm_fp4"
 CASE = "--m 5 --n 128 --k 256"
@@ -175,6 +175,14 @@ def test_tensors(format, layout):
     }
     assert problem["alpha"].dtype is torch.float32
     assert all(problem[name].dtype is torch.uint8 for name in ("a", "b", "a_scale", "b_scale"))
+
+
+@pytest.mark.parametrize(("format", "flags"), [(nvfp4, "--use_nvfp4"), (mxfp4, "")])
+def test_the_truth_does_not_decode_as_the_torch_backend_does(monkeypatch, format, flags):
+    """A mistake that both made would be none."""
+    decode = format.decode
+    monkeypatch.setattr(format, "decode", lambda quantised: 1.05 * decode(quantised))
+    assert_caught(run("mm_fp4", f"--m 5 --n 64 --k 128 {flags}", "torch"))
 
 
 @each_layout

@@ -10,6 +10,7 @@ from flashinfer_perf.core.work import Work
 from flashinfer_perf.formats import mxfp8
 from flashinfer_perf.formats.scale_layout import restore
 from flashinfer_perf.formats.shuffle import unshuffle_rows
+from flashinfer_perf.routines.gemm import reference
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
 from tests.contract import contract, covers
@@ -22,7 +23,7 @@ from tests.routines.gemm.kernels import (
     replaced,
     short_by,
 )
-from tests.routines.harness import assert_passes, case_of, launch_of, make_problem, problem_of, run
+from tests.routines.harness import assert_caught, assert_passes, case_of, launch_of, make_problem, problem_of, run
 
 MM, BMM = "mm_mxfp8", "bmm_mxfp8"
 CASE = "--m 5 --n 128 --k 256"
@@ -152,6 +153,21 @@ def first_entrys(scales: torch.Tensor) -> torch.Tensor:
 
 
 # ---- The problem ----
+
+
+@pytest.mark.parametrize("name", ["mm_mxfp8", "bmm_mxfp8"])
+def test_the_truth_does_not_decode_as_the_torch_backend_does(monkeypatch, name):
+    """A mistake that both made would be none."""
+    decode = mxfp8.decode
+    monkeypatch.setattr(mxfp8, "decode", lambda quantised: 1.05 * decode(quantised))
+    assert_caught(run(name, "--m 5 --n 64 --k 128", "torch"))
+
+
+def test_rows_are_looked_up_a_few_at_a_time(monkeypatch):
+    _, problem = problem_of("mm_mxfp8", "--m 13 --n 40 --k 128")
+    whole = problem.truth()["out"]
+    monkeypatch.setattr(reference, "LOOKED_UP_AT_A_TIME", 5 * 128)
+    assert torch.equal(problem.truth()["out"], whole)
 
 
 def test_truth_of_mm():

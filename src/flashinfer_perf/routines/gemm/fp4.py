@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
+from flashinfer_perf.checks.block_formats import MXFP4, NVFP4
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.formats import mxfp4, nvfp4
 from flashinfer_perf.formats.scale_layout import arrange, restore
@@ -70,9 +70,9 @@ def shuffled(packed: torch.Tensor, scales: torch.Tensor, columns: int) -> tuple[
     return shuffle_rows(packed), arrange(shuffle_rows(linear), WEIGHT_LAYOUT)
 
 
-def decoder(use_nvfp4: bool) -> Callable[[torch.Tensor, torch.Tensor, str], reference.Rows]:
-    """Rows of an operand in fp32, before the global scale."""
-    return reference.nvfp4_rows if use_nvfp4 else reference.mxfp4_rows
+def row_by_row(scales: torch.Tensor, packed: torch.Tensor, layout: str, block: int) -> torch.Tensor:
+    """(rows, blocks) of scales in a layout, of packed (rows, k / 2)."""
+    return restore(scales, layout, (len(packed), 2 * packed.shape[1] // block))
 
 
 def truth(
@@ -86,7 +86,8 @@ def truth(
     layout: str,
 ) -> dict[str, torch.Tensor]:
     """(m, n) in fp32: alpha * A B^T."""
-    decoded = decoder(use_nvfp4)
+    format = NVFP4 if use_nvfp4 else MXFP4
+    rows = reference.block_scaled(a, row_by_row(a_scale, a, layout, format.block), format)
+    columns = reference.block_scaled(b, row_by_row(b_scale, b, WEIGHT_LAYOUT, format.block), format)
     into = torch.empty(len(a), len(b), device=a.device)
-    rows, columns = decoded(a, a_scale, layout), decoded(b, b_scale, WEIGHT_LAYOUT)
     return {"out": reference.product(rows, columns, into, 2 * a.shape[1]).mul_(alpha)}

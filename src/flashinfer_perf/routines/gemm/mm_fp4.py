@@ -9,8 +9,9 @@ from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.requirement import Requirement, case_rule, on_generations
 from flashinfer_perf.core.routine import Rule, narrowed, routine
+from flashinfer_perf.formats import mxfp4, nvfp4
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.gemm import backends, fp4, inputs, reference, tuning
+from flashinfer_perf.routines.gemm import backends, fp4, inputs, tuning
 from flashinfer_perf.routines.gemm import work as formulas
 from flashinfer_perf.routines.gemm.flags import SIXTEEN_BITS, GemmFlags
 from flashinfer_perf.run.factory import TensorFactory
@@ -245,6 +246,13 @@ def multiply(
     layout: str,
 ) -> None:
     """out (m, n) = alpha * A B^T of packed (m, k / 2) and (n, k / 2), scales in their layouts."""
-    rows: reference.Rows = fp4.decoder(use_nvfp4)(a, a_scale, layout)
-    columns = fp4.decoder(use_nvfp4)(b, b_scale, fp4.WEIGHT_LAYOUT)
-    out.copy_(rows(slice(0, len(a))) @ columns(slice(0, len(b))).T * alpha)
+    left = _decoded(a, a_scale, layout, use_nvfp4)
+    right = _decoded(b, b_scale, fp4.WEIGHT_LAYOUT, use_nvfp4)
+    out.copy_(left @ right.T * alpha)
+
+
+def _decoded(packed: torch.Tensor, scales: torch.Tensor, layout: str, use_nvfp4: bool) -> torch.Tensor:
+    """(rows, k) in fp32, before the global scale."""
+    if use_nvfp4:
+        return nvfp4.decode(nvfp4.Nvfp4(packed, fp4.row_by_row(scales, packed, layout, nvfp4.BLOCK)))
+    return mxfp4.decode(mxfp4.Mxfp4(packed, fp4.row_by_row(scales, packed, layout, mxfp4.BLOCK)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flashinfer_perf.checks import tolerance
+from flashinfer_perf.checks.block_formats import MXFP8
 from flashinfer_perf.checks.close import Close
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.requirement import case_rule
@@ -56,6 +57,6 @@ def shown(tensors: Mapping[str, torch.Tensor]) -> tuple[Shown, ...]:
 
 def product(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor) -> torch.Tensor:
     """(m, n) in fp32 of A (m, k) and B (n, k), a part at a time; scales are (rows, blocks)."""
-    rows = reference.block_rows(a, a_scale)
-    columns = reference.block_rows(b, b_scale)
+    rows = reference.block_scaled(a, a_scale, MXFP8)
+    columns = reference.block_scaled(b, b_scale, MXFP8)
     return reference.product(rows, columns, torch.empty(len(a), len(b), device=a.device), a.shape[1])

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from flashinfer_perf.formats import mxfp4, mxfp8, nvfp4
-from flashinfer_perf.formats.mxfp4 import Mxfp4
-from flashinfer_perf.formats.mxfp8 import Mxfp8
-from flashinfer_perf.formats.nvfp4 import Nvfp4
-from flashinfer_perf.formats.scale_layout import restore
+from flashinfer_perf.checks.block_formats import BlockFormat
 from flashinfer_perf.lazy import torch
 
 AT_A_TIME = 1 << 27
 """Elements of an operand that are there in fp32 at a time: 512 MiB."""
+
+LOOKED_UP_AT_A_TIME = 1 << 22
+"""Elements of a block-scaled operand: four numbers of 64 bits each, 128 MiB."""
 
 Rows = Callable[[slice], "torch.Tensor"]
 """Some rows of an operand, (rows, k) in fp32."""
@@ -83,18 +82,20 @@ def tiled(elements: torch.Tensor, scales: torch.Tensor, tile: tuple[int, int]) -
     return decoded
 
 
-def block_rows(elements: torch.Tensor, scales: torch.Tensor) -> Rows:
-    """Of MXFP8: E4M3 (rows, k) with E8M0 scales (rows, blocks)."""
-    return lambda rows: mxfp8.decode(Mxfp8(elements[rows], scales[rows]))
+def block_scaled(elements: torch.Tensor, scales: torch.Tensor, format: BlockFormat) -> Rows:
+    """Of a format with block scales, looked up in its tables: what PyTorch's backends decode by arithmetic.
 
+    Args:
+        elements: (rows, k), packed where the format is.
+        scales: (rows, k / block) bytes, row by row.
+    """
+    raw, width = elements.view(torch.uint8), scales.shape[1] * format.block
 
-def nvfp4_rows(packed: torch.Tensor, scales: torch.Tensor, layout: str) -> Rows:
-    """Of packed E2M1 (rows, k / 2) with E4M3 scales; the global scale is not divided by."""
-    linear = restore(scales, layout, (packed.shape[0], packed.shape[1] * 2 // nvfp4.BLOCK))
-    return lambda rows: nvfp4.decode(Nvfp4(packed[rows], linear[rows]))
+    def decoded(rows: slice) -> torch.Tensor:
+        into = torch.empty(rows.stop - rows.start, width, device=raw.device)
+        step = max(LOOKED_UP_AT_A_TIME // width, 1)
+        for part in zip(into.split(step), raw[rows].split(step), scales[rows].split(step), strict=True):
+            part[0].copy_(format.dequantise(*part[1:]))
+        return into
 
-
-def mxfp4_rows(packed: torch.Tensor, scales: torch.Tensor, layout: str) -> Rows:
-    """Of packed E2M1 (rows, k / 2) with E8M0 scales."""
-    linear = restore(scales, layout, (packed.shape[0], packed.shape[1] * 2 // mxfp4.BLOCK))
-    return lambda rows: mxfp4.decode(Mxfp4(packed[rows], linear[rows]))
+    return decoded
