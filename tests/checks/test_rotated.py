@@ -89,6 +89,24 @@ def test_two_backends_may_be_twice_as_far_apart():
     assert check().probe("q", None, {}) is None  # type: ignore[arg-type]
 
 
+def turned(heads: torch.Tensor, radians: float) -> torch.Tensor:
+    """Every pair turned by so much more."""
+    pairs = torch.view_as_complex(HEADS[False].pairs(heads).contiguous())
+    more = torch.view_as_real(pairs * torch.polar(torch.ones(()).double(), torch.tensor(radians).double()))
+    return torch.cat([HEADS[False].members(more), heads[..., 8:]], dim=-1)
+
+
+@pytest.mark.parametrize(("radians", "agree"), [(0.24, True), (0.27, False)])
+def test_also_where_angles_are_off_by_the_most_that_is_forgiven(radians: float, agree: bool):
+    """On opposite sides of the truth, from which each may be 0.25 away."""
+    far = check(positions=torch.tensor([10**9] * 3))
+    one, other = turned(truth(), radians), turned(truth(), -radians)
+    assert far.judge("q", {"q": one}, {"q": truth()}).passed is agree
+    finding = far.agree("q", {"q": one}, {"q": other})
+    assert finding is not None
+    assert finding.passed is agree
+
+
 def test_a_given_angle_has_the_error_of_its_arithmetic_only():
     given = tolerance.for_rotation(DType.BFLOAT16, HEADS[False], POSITIONS)
     assert given.least_angle_error == tolerance.CACHED_ANGLE_ERROR == 2**-22

@@ -39,6 +39,7 @@ class Rotated(Close):
         positions: (tokens,) of the output's first dimension.
         angle_error: (pairs,) radians per position.
         least_angle_error: radians, at any position.
+        largest_angle_error: radians, however far the position.
     """
 
     heads: RotatedHeads = field(kw_only=True)
@@ -57,7 +58,8 @@ class Rotated(Close):
         return bound.reshape(expected.shape)
 
     def twice(self) -> Rotated:
-        doubled = {n: 2 * getattr(self, n) for n in ("rtol", "atol", "angle_error", "least_angle_error")}
+        names = ("rtol", "atol", "angle_error", "least_angle_error", "largest_angle_error")
+        doubled = {name: 2 * getattr(self, name) for name in names}
         return dataclasses.replace(self, **doubled)
 
     def _angle_errors(self) -> torch.Tensor:
