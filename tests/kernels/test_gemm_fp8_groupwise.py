@@ -78,8 +78,12 @@ def test_a_gpu_without_fp8_products_is_named(monkeypatch):
         module._capability(torch.device("cuda"))
 
 
-def test_no_rows_are_no_work():
+def test_no_rows_are_no_work(monkeypatch):
+    launched = []
+    monkeypatch.setattr(module, "_anywhere", lambda call, tiles, interpreted: launched.append(len(call.a)))
     gemm_fp8_groupwise(A[:0], B, A_SCALE[:0], B_SCALE, torch.zeros_like(M_INDPTR), OUT[:0], "K")
+    gemm_fp8_groupwise(A, B, A_SCALE, B_SCALE, M_INDPTR, OUT, "K")
+    assert launched == [len(A)]
 
 
 def test_few_rows_have_a_tiling_of_their_own():

@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
+from flashinfer_perf.kernels import quantize
 from flashinfer_perf.kernels.quantize import quantize_mxfp4, quantize_mxfp8, quantize_nvfp4
 from flashinfer_perf.kernels.quantize_tuning import BY_CAPABILITY, DEFAULT, QuantizeTiling, tiling
 
@@ -84,8 +85,11 @@ def test_too_many_rows_for_a_grid_are_refused():
         quantize_mxfp4(x, empty(65536, 16), empty(65536), "linear", tiles=tiles)
 
 
-def test_no_rows_are_no_work():
+def test_no_rows_are_no_work(monkeypatch):
+    monkeypatch.setattr(quantize, "quantize_blocks", None)  # a launch would fail
     quantize_mxfp4(X[:0], empty(0, 64), empty(0), "128x4")
+    with pytest.raises(TypeError, match="NoneType"):
+        quantize_mxfp4(X, empty(128, 64), empty(128, 4), "128x4")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -39,14 +39,17 @@ def test_a_value_outside_its_limits_is_refused_by_every_routine_that_reads_it(fl
 
 
 def test_more_than_the_vocabulary_is_refused_by_every_routine_that_reads_both():
-    for name in set(READS["top_k"]) & set(READS["vocab_size"]):
+    both = set(READS["top_k"]) & set(READS["vocab_size"])
+    assert both
+    for name in both:
         with pytest.raises(InvalidInput, match=rf"{name}: top_k \(33\) must not exceed vocab_size \(32\)"):
             case_of(name, f"{SHAPE} --top_k 33")
 
 
 @pytest.mark.parametrize("name", sorted(set(READS["vocab_size"]) - set(READS["top_k"])))
 def test_a_default_top_k_that_is_not_read_rejects_no_small_vocabulary(name):
-    case_of(name, SHAPE)
+    flags = case_of(name, SHAPE).flags
+    assert flags.top_k > flags.vocab_size == 32
 
 
 def test_a_page_table_to_every_row():
