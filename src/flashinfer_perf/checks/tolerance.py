@@ -130,6 +130,25 @@ def for_softmax(terms: int, largest: float) -> Close:
     )
 
 
+ZONE = 1e-5
+"""How near to a threshold a probability mass, or a probability relative to it, is too near to say: fp32 sums of a
+vocabulary err by a few 1e-6.
+"""
+NEIGHBOURS = 3.0
+"""Roundings of 16-bit probabilities, in u: each errs by one, and two that are nearer than two u may change places."""
+
+
+def slack_of(dtype: DType, vocabulary: int) -> float:
+    """How far, relatively, probabilities may be off that a library works out of logits, in their own format.
+
+    float16 has no small numbers: with 128256 tokens, one a quarter as probable as the average is rounded by 1.5 %.
+    Tokens less probable than that hold little mass.
+    """
+    if dtype is DType.FLOAT32:
+        return 0.0
+    return NEIGHBOURS * max(UNIT_ROUNDOFF[dtype], SMALLEST[dtype] / 2 * 4 * vocabulary)
+
+
 EXACT = Close(rtol=0.0, atol=0.0, max_relative_l2=0.0, why="bit for bit")
 """Values that are copied."""
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashinfer_perf.checks.tolerance import slack_of
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.routines.sampling import reference
 
@@ -39,10 +40,10 @@ def test_entries_a_little_below_the_threshold_may_be_in_where_there_is_slack():
 
 
 def test_slack_is_what_the_format_of_logits_rounds_probabilities_by():
-    assert reference.slack_of(DType.FLOAT32, 128256) == 0
-    assert reference.slack_of(DType.FLOAT16, 1000) == 3 * 2.0**-11
-    assert reference.slack_of(DType.FLOAT16, 128256) == pytest.approx(3 * 0.0153, rel=0.01)
-    assert reference.slack_of(DType.BFLOAT16, 128256) == 3 * 2.0**-8
+    assert slack_of(DType.FLOAT32, 128256) == 0
+    assert slack_of(DType.FLOAT16, 1000) == 3 * 2.0**-11
+    assert slack_of(DType.FLOAT16, 128256) == pytest.approx(3 * 0.0153, rel=0.01)
+    assert slack_of(DType.BFLOAT16, 128256) == 3 * 2.0**-8
 
 
 @given(row=ROWS)

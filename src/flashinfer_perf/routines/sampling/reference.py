@@ -7,32 +7,14 @@ from collections.abc import Mapping
 from flashinfer_perf.checks.selected import FOREIGN, PADDING, Selection, as_they_are
 from flashinfer_perf.checks.speculative import Chains
 from flashinfer_perf.checks.support import Support, everything
-from flashinfer_perf.checks.tolerance import SMALLEST, UNIT_ROUNDOFF
+from flashinfer_perf.checks.tolerance import ZONE, slack_of
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.lazy import torch
-
-ZONE = 1e-5
-"""How near to a threshold a probability mass, or a probability relative to it, is too near to say: fp32 sums of a
-vocabulary err by a few 1e-6.
-"""
-NEIGHBOURS = 3.0
-"""Roundings of 16-bit probabilities, in u: each errs by one, and two that are nearer than two u may change places."""
 
 
 def softmax(logits: torch.Tensor, *, temperature: float = 1.0) -> Mapping[str, torch.Tensor]:
     """probs = exp(logits / temperature), divided by its sum over the last dimension; (batch, vocab) fp64."""
     return {"probs": (logits.double() / temperature).softmax(dim=-1)}
-
-
-def slack_of(dtype: DType, vocabulary: int) -> float:
-    """How far, relatively, probabilities may be off that a library works out of logits, in their own format.
-
-    float16 has no small numbers: with 128256 tokens, one a quarter as probable as the average is rounded by 1.5 %.
-    Tokens less probable than that hold little mass.
-    """
-    if dtype is DType.FLOAT32:
-        return 0.0
-    return NEIGHBOURS * max(UNIT_ROUNDOFF[dtype], SMALLEST[dtype] / 2 * 4 * vocabulary)
 
 
 def top_k(weights: torch.Tensor, k: int, slack: float = 0.0) -> Support:
