@@ -148,11 +148,14 @@ def test_cublas_gets_what_it_takes_and_passes(name, case, mode, out_dtype, k, mo
         assert_passes(run(name, f"{case} --k {k} {mode} --out_dtype {out_dtype}", "cublas"))
 
 
-@each_case
-def test_cublas_with_the_rows_scales_fastest_takes_them_as_they_are(name, case):
-    """No copy: A's scales in mode MN are in its layout."""
+def test_cublas_with_the_rows_scales_fastest_takes_them_as_they_are():
+    """No copy: A's scales in mode MN are in its layout. Those of a group are cut out, each in a tensor of its own."""
     launch, problem = launch_of(PLAIN, "cublas", f"{CASE} --scale_major_mode MN")
     assert launch.arguments()["a_scale"].data_ptr() == problem["a_scale"].data_ptr()
+    launch, problem = launch_of(GROUPED, "cublas", f"{GROUPED_CASE} --scale_major_mode MN")
+    parts = launch.arguments()["a_scales"]
+    assert torch.equal(torch.cat(parts), problem["a_scale"].T)
+    assert [part.stride() for part in parts] == [(1, 12)] * 3
 
 
 def test_the_call_fits_pytorchs_declaration():
@@ -249,7 +252,7 @@ def one_changed(scales: torch.Tensor) -> torch.Tensor:
 def test_groups_that_are_mixed_up_are_caught():
     changes = {
         "the next group's weight": replaced("b", lambda b: b.roll(1, 0)),
-        "the next group's scales": replaced("b_scale", lambda s: s.roll(1, 0) * 2),
+        "the next group's scales": replaced("b_scale", lambda s: s.roll(1, 0)),
         "the first group for all": replaced("b", lambda b: b[:1].expand_as(b)),
         "groups of other rows": lambda case, arguments: {"bounds": [0, 11, 24, 36]},
         "the last group left out": lambda case, arguments: {"bounds": [0, 12, 24, 24]},
@@ -340,12 +343,14 @@ def test_shown():
 
 
 @pytest.mark.parametrize(
-    ("name", "backend"), [(PLAIN, "cutlass"), (PLAIN, "trtllm"), (PLAIN, "cutile"), (PLAIN, "cublas")]
+    ("name", "backend"),
+    [
+        *((PLAIN, b) for b in ("cutlass", "trtllm", "cutile", "cublas")),
+        *((GROUPED, b) for b in ("cutlass", "cutile", "cublas")),
+    ],
 )
-@pytest.mark.parametrize("grouped", [False, True])
-def test_without_a_gpu_the_reason_is_said(name, backend, grouped):
-    if not (grouped and backend == "trtllm"):
-        assert_runs_nowhere_without_gpu(GROUPED if grouped else name, backend, CASE)
+def test_without_a_gpu_the_reason_is_said(name, backend):
+    assert_runs_nowhere_without_gpu(name, backend, CASE)
 
 
 @pytest.mark.parametrize(
