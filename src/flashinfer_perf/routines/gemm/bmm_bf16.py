@@ -6,7 +6,7 @@ from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.requirement import case_rule
 from flashinfer_perf.core.routine import narrowed, routine
-from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.lazy import flashinfer
 from flashinfer_perf.routines.gemm import backends, eager, inputs, reference, tuning
 from flashinfer_perf.routines.gemm import work as formulas
 from flashinfer_perf.routines.gemm.flags import BF16_OPERANDS, GemmFlags
@@ -51,15 +51,11 @@ def bmm_bf16(case: GemmFlags, make: TensorFactory) -> Problem:
     )
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.batch_size, case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str) -> Launch:
     kwargs = {
         "A": problem["a"],
         "B": problem["b"],
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
         "backend": backend,
     }
@@ -119,5 +115,5 @@ def auto(case: GemmFlags, problem: Problem) -> Launch:
 @bmm_bf16.backend("torch", ignores=("autotune",))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch's own product; to float16 and float32 that of fp32 operands."""
-    kwargs = {**problem.tensors, "out": room(case, problem)}
+    kwargs = {**problem.tensors, "out": inputs.room(case, problem)}
     return Launch(eager.plain_products, kwargs=kwargs, mutates=("out",))

@@ -63,14 +63,13 @@ def work(case: GemmFlags) -> Work:
 
 
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str) -> Launch:
-    shape = (case.batch_size, case.m, case.n)
     kwargs = {
         "A": problem["a"],
         "B": problem["b"],
         "A_scale": problem["a_scale"],
         "B_scale": problem["b_scale"],
         "dtype": case.out_dtype.torch,
-        "out": inputs.room_for(problem["a"], shape, case.out_dtype),
+        "out": inputs.room(case, problem),
         "backend": backend,
     }
     return tuning.tuned(case, Launch(flashinfer.gemm.bmm_fp8, kwargs=kwargs, mutates=("out",)), backend)
@@ -134,7 +133,7 @@ def auto(case: GemmFlags, problem: Problem) -> Launch:
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, one after the other of the batch: its scaled product where the GPU has one, else of fp32 operands."""
     a, b = problem["a"], problem["b"]
-    kwargs = {**problem.tensors, "out": inputs.room_for(a, (case.batch_size, case.m, case.n), case.out_dtype)}
+    kwargs = {**problem.tensors, "out": inputs.room(case, problem)}
     if eager.has_scaled_product(a, case.n, b.dtype):
         return Launch(eager.scaled_products, kwargs=kwargs, mutates=("out",), resolved_backend=eager.SCALED)
     return Launch(eager.dequantised_products, kwargs=kwargs, mutates=("out",))

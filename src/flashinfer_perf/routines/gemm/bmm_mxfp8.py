@@ -64,10 +64,6 @@ def by_entry(scales: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
     return mxfp8_operands.linear(scales, batch * rows, k).unflatten(0, (batch, rows))
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.batch_size, case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str) -> Launch:
     kwargs = {
         "A": problem["a"],
@@ -75,7 +71,7 @@ def call_flashinfer(case: GemmFlags, problem: Problem, backend: str) -> Launch:
         "A_scale": problem["a_scale"],
         "B_scale": problem["b_scale"],
         "dtype": case.out_dtype.torch,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "backend": backend,
     }
     return tuning.tuned(case, Launch(flashinfer.gemm.bmm_mxfp8, kwargs=kwargs, mutates=("out",)), backend)
@@ -121,7 +117,7 @@ def auto(case: GemmFlags, problem: Problem) -> Launch:
 @bmm_mxfp8.backend("torch", ignores=("autotune",))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied."""
-    kwargs = {**problem.tensors, "out": room(case, problem)}
+    kwargs = {**problem.tensors, "out": inputs.room(case, problem)}
     return Launch(multiply, kwargs=kwargs, mutates=("out",))
 
 

@@ -59,17 +59,13 @@ def truth(*, tile: int, mode: str, **operands: torch.Tensor) -> dict[str, torch.
     return {"out": groupwise.truth(**operands, tile=tile, mode=mode)}
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str, **changes: Any) -> Launch:
     kwargs = {
         **problem.tensors,
         "scale_major_mode": case.scale_major_mode,
         "mma_sm": case.mma_sm,
         "scale_granularity_mnk": GRANULARITY,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
         "backend": backend,
         **changes,
@@ -137,7 +133,7 @@ def deepgemm(case: GemmFlags, problem: Problem) -> Launch:
         # Documented as (m, tiles along k); the kernel reads them with the rows fastest
         "input_scale": groupwise.by_row(problem["a_scale"], case.scale_major_mode).T.contiguous(),
         "weight_scale": groupwise.by_row(problem["b_scale"], case.scale_major_mode).contiguous(),
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
     }
     return Launch(flashinfer.gemm.fp8_blockscale_gemm_sm90, kwargs=kwargs, mutates=("out",))
 
@@ -145,7 +141,7 @@ def deepgemm(case: GemmFlags, problem: Problem) -> Launch:
 @gemm_fp8_nt_groupwise.backend("cublas", requires=groupwise.CUBLAS, ignores=("autotune", "mma_sm"))
 def cublas(case: GemmFlags, problem: Problem) -> Launch:
     """cuBLASLt with block scales, through PyTorch."""
-    kwargs = {**problem.tensors, **groupwise.for_cublas(case, problem.tensors), "out": room(case, problem)}
+    kwargs = {**problem.tensors, **groupwise.for_cublas(case, problem.tensors), "out": inputs.room(case, problem)}
     return Launch(groupwise.block_scaled, kwargs=kwargs, mutates=("out",))
 
 
@@ -161,7 +157,7 @@ def triton_kernel(case: GemmFlags, problem: Problem) -> Launch:
         "a_scale": made["a_scale"],
         "b_scale": made["b_scale"][None],
         "m_indptr": torch.tensor([0, case.m], dtype=torch.int32, device=made["a"].device),
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "scale_major_mode": case.scale_major_mode,
     }
     return Launch(gemm_fp8_groupwise, kwargs=kwargs, mutates=("out",))
@@ -170,7 +166,12 @@ def triton_kernel(case: GemmFlags, problem: Problem) -> Launch:
 @gemm_fp8_nt_groupwise.backend("torch", ignores=("autotune", "mma_sm"))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied."""
-    kwargs = {**problem.tensors, "out": room(case, problem), "tile": case.tile_size, "mode": case.scale_major_mode}
+    kwargs = {
+        **problem.tensors,
+        "out": inputs.room(case, problem),
+        "tile": case.tile_size,
+        "mode": case.scale_major_mode,
+    }
     return Launch(multiply, kwargs=kwargs, mutates=("out",))
 
 

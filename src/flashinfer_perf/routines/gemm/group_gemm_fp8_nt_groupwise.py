@@ -83,10 +83,6 @@ def segments(bounds: Sequence[int]) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in itertools.pairwise(bounds))
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.group_size * case.m, case.n), case.out_dtype)
-
-
 def bounds_of(case: GemmFlags) -> list[int]:
     """m_indptr, known on the host."""
     return [group * case.m for group in range(case.group_size + 1)]
@@ -99,7 +95,7 @@ def arguments(case: GemmFlags, problem: Problem) -> dict[str, object]:
         "scale_granularity_mnk": GRANULARITY,
         "scale_major_mode": case.scale_major_mode,
         "mma_sm": case.mma_sm,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
     }
 
@@ -152,7 +148,7 @@ def cublas(case: GemmFlags, problem: Problem) -> Launch:
         "a_scales": [scales["a_scale"] for scales in of_groups],
         "b_scales": [scales["b_scale"] for scales in of_groups],
         "bounds": bounds,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
     }
     return Launch(block_scaled, kwargs=kwargs, mutates=("out",))
 
@@ -175,7 +171,7 @@ def triton_kernel(case: GemmFlags, problem: Problem) -> Launch:
     """This project's Triton kernels: one for Hopper, one for the rest."""
     from flashinfer_perf.kernels.gemm_fp8_groupwise import gemm_fp8_groupwise
 
-    kwargs = {**problem.tensors, "out": room(case, problem), "scale_major_mode": case.scale_major_mode}
+    kwargs = {**problem.tensors, "out": inputs.room(case, problem), "scale_major_mode": case.scale_major_mode}
     return Launch(gemm_fp8_groupwise, kwargs=kwargs, mutates=("out",))
 
 
@@ -185,7 +181,7 @@ def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     kwargs = {
         **{name: tensor for name, tensor in problem.tensors.items() if name != "m_indptr"},
         "bounds": bounds_of(case),
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "tile": case.tile_size,
         "mode": case.scale_major_mode,
     }

@@ -13,6 +13,7 @@ from flashinfer_perf.formats.fp8_tiles import Fp8Tiles
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.gemm.flags import GemmFlags
 from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.problem import Problem
 
 MEAN_SQUARE_OF_HALVED = (1 + 0.25) / 2
 """Of what tiles are multiplied by when every second one is halved."""
@@ -82,6 +83,7 @@ def reserve_outputs(case: GemmFlags, make: TensorFactory, count: int = 1) -> Non
     make.reserve("out's truth", (count, case.m, case.n), DType.FLOAT32)
 
 
-def room_for(problem_tensor: torch.Tensor, shape: Sequence[int], dtype: DType) -> torch.Tensor:
-    """An output on the device of a problem's tensor."""
-    return torch.empty(tuple(shape), dtype=dtype.torch, device=problem_tensor.device)
+def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
+    """An output: as many rows as A (…, rows, k) has, of n columns."""
+    a = problem["a"]
+    return torch.empty(*a.shape[:-1], case.n, dtype=case.out_dtype.torch, device=a.device)

@@ -9,7 +9,7 @@ from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.requirement import Requirement
 from flashinfer_perf.core.routine import narrowed, routine
-from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.lazy import flashinfer
 from flashinfer_perf.routines.gemm import backends, eager, inputs, reference, tuning
 from flashinfer_perf.routines.gemm import work as formulas
 from flashinfer_perf.routines.gemm.flags import BF16_OPERANDS, GemmFlags
@@ -58,17 +58,13 @@ def mm_bf16(case: GemmFlags, make: TensorFactory) -> Problem:
 SHOWN = ("shape", "dtype")
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str) -> Launch:
     kwargs: dict[str, Any] = {
         "a": problem["a"],
         "b": problem["b"],
         "bias": problem.tensors.get("bias"),
         "pdl": case.enable_pdl,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
         "backend": backend,
     }
@@ -162,6 +158,6 @@ def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
         "a": problem["a"],
         "b": problem["b"],
         "bias": problem.tensors.get("bias"),
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
     }
     return Launch(eager.plain_product, kwargs=kwargs, mutates=("out",))

@@ -68,10 +68,6 @@ def mm_fp4(case: GemmFlags, make: TensorFactory) -> Problem:
     )
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(
     case: GemmFlags, problem: Problem, backend: str, b: torch.Tensor | None = None, b_scale: torch.Tensor | None = None
 ) -> Launch:
@@ -83,7 +79,7 @@ def call_flashinfer(
         "b_descale": (problem["b_scale"] if b_scale is None else b_scale).T,
         "alpha": problem["alpha"] if case.use_nvfp4 else None,
         "out_dtype": case.out_dtype.torch,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "block_size": fp4.block_of(case),
         "use_8x4_sf_layout": not case.use_128x4_sf_layout,
         "backend": backend,
@@ -228,7 +224,7 @@ def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied."""
     kwargs = {
         **problem.tensors,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "use_nvfp4": case.use_nvfp4,
         "layout": fp4.layout_of(case),
     }

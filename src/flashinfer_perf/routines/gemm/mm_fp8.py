@@ -50,17 +50,13 @@ def mm_fp8(case: GemmFlags, make: TensorFactory) -> Problem:
     )
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str, b: torch.Tensor | None = None) -> Launch:
     kwargs = {
         "a": problem["a"],
         "b": problem["b"] if b is None else b,
         "alpha": problem["alpha"],
         "out_dtype": case.out_dtype.torch,
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "backend": backend,
     }
     return tuning.tuned(case, Launch(flashinfer.gemm.mm_fp8, kwargs=kwargs, mutates=("out",)), backend)
@@ -128,7 +124,7 @@ def auto(case: GemmFlags, problem: Problem) -> Launch:
 @mm_fp8.backend("torch", ignores=("autotune",))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch: its scaled product where the GPU has one, else of fp32 operands."""
-    kwargs = {**problem.tensors, "one": torch.ones_like(problem["alpha"]), "out": room(case, problem)}
+    kwargs = {**problem.tensors, "one": torch.ones_like(problem["alpha"]), "out": inputs.room(case, problem)}
     if eager.has_scaled_product(problem["a"], case.n, problem["b"].dtype):
         return Launch(multiply_scaled, kwargs=kwargs, mutates=("out",), resolved_backend=eager.SCALED)
     return Launch(multiply, kwargs=kwargs, mutates=("out",))

@@ -48,17 +48,13 @@ def truth(a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torc
     return {"out": mxfp8_operands.product(a, b, rows, columns)}
 
 
-def room(case: GemmFlags, problem: Problem) -> torch.Tensor:
-    return inputs.room_for(problem["a"], (case.m, case.n), case.out_dtype)
-
-
 def call_flashinfer(case: GemmFlags, problem: Problem, backend: str, **changes: torch.Tensor | bool) -> Launch:
     kwargs = {
         "a": problem["a"],
         "b": problem["b"].T,
         "a_descale": problem["a_scale"],
         "b_descale": problem["b_scale"],
-        "out": room(case, problem),
+        "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
         "use_8x4_sf_layout": False,
         "backend": backend,
@@ -179,7 +175,7 @@ def auto(case: GemmFlags, problem: Problem) -> Launch:
 @mm_mxfp8.backend("torch", ignores=("autotune", *ONE_LAYOUT))
 def torch_eager(case: GemmFlags, problem: Problem) -> Launch:
     """PyTorch, dequantised to fp32 and multiplied."""
-    kwargs = {**problem.tensors, "out": room(case, problem)}
+    kwargs = {**problem.tensors, "out": inputs.room(case, problem)}
     return Launch(multiply, kwargs=kwargs, mutates=("out",))
 
 

@@ -44,7 +44,7 @@ def tuned(case: GemmFlags, launch: Launch, backend: str = "") -> Launch:
         launch: writes nothing but outputs, so that calls before the timed ones do no harm.
         backend: by FlashInfer's name.
     """
-    facts = {}
+    facts: dict[str, Any] = {}
     if case.autotune:
         began = perf_counter()
         with flashinfer.autotuner.autotune(True):
