@@ -14,9 +14,7 @@ from flashinfer_perf.routines.gemm import work as formulas
 from flashinfer_perf.routines.gemm.flags import SIXTEEN_BITS, GemmFlags
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
-from flashinfer_perf.run.problem import Problem, Shown
-
-GRANULARITY = (1, groupwise.TILE, groupwise.TILE)
+from flashinfer_perf.run.problem import Problem
 
 
 @routine(
@@ -44,14 +42,7 @@ def gemm_fp8_nt_groupwise(case: GemmFlags, make: TensorFactory) -> Problem:
         work=formulas.products(case, DType.FP8_E4M3, DType.FP8_E4M3),
         checks={"out": groupwise.check(case)},
         ranks=make.ranks,
-        shown=(
-            Shown("a_val.shape", made["a"].shape),
-            Shown("b_val.shape", made["b"].shape),
-            Shown("a_fp8.shape", made["a"].shape),
-            Shown("b_fp8.shape", made["b"].shape),
-            Shown("a_scale.shape", made["a_scale"].shape),
-            Shown("b_scale.shape", made["b_scale"].shape),
-        ),
+        shown=groupwise.shown(made),
     )
 
 
@@ -64,7 +55,7 @@ def call_flashinfer(case: GemmFlags, problem: Problem, backend: str, **changes: 
         **problem.tensors,
         "scale_major_mode": case.scale_major_mode,
         "mma_sm": case.mma_sm,
-        "scale_granularity_mnk": GRANULARITY,
+        "scale_granularity_mnk": groupwise.GRANULARITY,
         "out": inputs.room(case, problem),
         "out_dtype": case.out_dtype.torch,
         "backend": backend,

@@ -16,8 +16,6 @@ from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem, Shown
 
-GRANULARITY = (1, groupwise.TILE, groupwise.TILE)
-
 
 @routine(
     "group_gemm_fp8_nt_groupwise",
@@ -47,15 +45,7 @@ def group_gemm_fp8_nt_groupwise(case: GemmFlags, make: TensorFactory) -> Problem
         work=formulas.products(case, DType.FP8_E4M3, DType.FP8_E4M3, groups),
         checks={"out": groupwise.check(case, groups)},
         ranks=make.ranks,
-        shown=(
-            Shown("a_val.shape", made["a"].shape),
-            Shown("b_val.shape", made["b"].shape),
-            Shown("a_fp8.shape", made["a"].shape),
-            Shown("b_fp8.shape", made["b"].shape),
-            Shown("a_scale.shape", made["a_scale"].shape),
-            Shown("b_scale.shape", made["b_scale"].shape),
-            Shown("m_indptr.shape", made["m_indptr"].shape),
-        ),
+        shown=(*groupwise.shown(made), Shown("m_indptr.shape", made["m_indptr"].shape)),
     )
 
 
@@ -92,7 +82,7 @@ def arguments(case: GemmFlags, problem: Problem) -> dict[str, object]:
     """Of FlashInfer's function, whichever kernel it takes."""
     return {
         **problem.tensors,
-        "scale_granularity_mnk": GRANULARITY,
+        "scale_granularity_mnk": groupwise.GRANULARITY,
         "scale_major_mode": case.scale_major_mode,
         "mma_sm": case.mma_sm,
         "out": inputs.room(case, problem),

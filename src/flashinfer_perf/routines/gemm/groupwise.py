@@ -18,9 +18,12 @@ from flashinfer_perf.routines.gemm import backends, inputs, reference
 from flashinfer_perf.routines.gemm.flags import GemmFlags
 from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.problem import Shown
 
 TILE = 128
 """The tile of every kernel; other sizes are for PyTorch's backend only."""
+GRANULARITY = (1, TILE, TILE)
+"""Rows of A, rows of B and elements along k that share a scale, as FlashInfer takes it."""
 PADDED_TILES = 4
 """cuBLAS reads B's scales with the tiles along k fastest, padded to a multiple of so many."""
 
@@ -79,6 +82,12 @@ def laid_out(scales: torch.Tensor, case: GemmFlags) -> torch.Tensor:
 def by_row(scales: torch.Tensor, mode: str) -> torch.Tensor:
     """A view (…, rows, tiles along k) of scales in either mode."""
     return scales if mode == "K" else scales.transpose(-2, -1)
+
+
+def shown(made: Mapping[str, torch.Tensor]) -> tuple[Shown, ...]:
+    """The documented lines: operands before and after they are quantised, which does not change their shapes."""
+    names = {"a_val": "a", "b_val": "b", "a_fp8": "a", "b_fp8": "b", "a_scale": "a_scale", "b_scale": "b_scale"}
+    return tuple(Shown(f"{label}.shape", made[name].shape) for label, name in names.items())
 
 
 def check(case: GemmFlags, groups: int = 1) -> Close:
