@@ -16,8 +16,8 @@ from flashinfer_perf.kernels.quantize_tuning import QuantizeTiling
 from tests.kernels.quantised import Case, differences, every_amax, every_pattern
 
 LARGE = QuantizeTiling(rows=128, blocks=8, warps=4, whole=True)
-PARTS = LARGE._replace(whole=False)
-SMALL = QuantizeTiling(rows=16, blocks=4, warps=4, whole=True)
+PARTS = LARGE._replace(whole=False, parts=3)
+SMALL = QuantizeTiling(rows=16, blocks=4, warps=4, whole=True, parts=2)
 FORMATS = ("mxfp8", "mxfp4", "nvfp4")
 
 

@@ -117,7 +117,8 @@ def _launch(
     _check_output("sf", sf, (entries * padded_rows * padded_blocks,), flat=True)
     capability = torch.cuda.get_device_capability(x.device) if x.is_cuda else INTERPRETED
     tiles = tiles or tiling(format, capability)
-    grid = (triton.cdiv(padded_blocks, tiles.blocks), triton.cdiv(padded_rows, tiles.rows), entries)
+    across = triton.cdiv(padded_blocks, tiles.blocks)
+    grid = (triton.cdiv(across, tiles.parts), triton.cdiv(padded_rows, tiles.rows), entries)
     if max(grid[1:]) > GRID_LIMIT:
         raise ValueError(f"{entries} x {rows} rows are too many for tiles of {tiles.rows}: split the tensor")
     if 0 in grid:
@@ -131,6 +132,7 @@ def _launch(
         padded_rows,
         blocks,
         out_blocks,
+        min(tiles.parts, across),
         FORMAT=format,
         HALF=x.dtype == torch.float16,
         LAYOUT=layout,

@@ -27,22 +27,22 @@ def _floats(words, HALF: tl.constexpr):
 
 
 @triton.jit
-def _scale(largest, global_scale, FORMAT: tl.constexpr):
+def _scale(largest, of_all, inverse, FORMAT: tl.constexpr):
     """Scale bytes of blocks, and the factors that elements are multiplied by."""
     if FORMAT == "mxfp8":  # every branch needs its else: the compiler goes on behind a return
         byte, factor = e8m0.scale_up(largest, 8, 0x600000)
     elif FORMAT == "mxfp4":
         byte, factor = e8m0.scale_up(largest, 2, 0x400000)
     else:
-        byte, factor = _nvfp4_scale(largest, tl.load(global_scale))
+        byte, factor = _nvfp4_scale(largest, of_all, inverse)
     return byte, factor
 
 
 @triton.jit
-def _nvfp4_scale(largest, global_scale):
+def _nvfp4_scale(largest, of_all, inverse):
     """As ``formats.nvfp4``, operation by operation: another order gives other codes at ties."""
-    code, scale = e4m3.round_scale(_flushed(global_scale * _flushed(largest * SIXTH)))
-    factor = tl.div_rn(1.0, scale * _flushed(tl.div_rn(1.0, global_scale)))
+    code, scale = e4m3.round_scale(_flushed(of_all * _flushed(largest * SIXTH)))
+    factor = tl.div_rn(1.0, scale * inverse)
     return code, tl.where(largest == 0.0, 0.0, factor)
 
 
@@ -61,6 +61,7 @@ def quantize_blocks(
     padded_rows,
     blocks,
     out_blocks,
+    parts,
     FORMAT: tl.constexpr,
     HALF: tl.constexpr,
     LAYOUT: tl.constexpr,
@@ -70,9 +71,10 @@ def quantize_blocks(
     BLOCKS: tl.constexpr,
     WHOLE: tl.constexpr,
 ):
-    """A tile of ROWS slots and BLOCKS blocks.
+    """Tiles of ROWS slots and BLOCKS blocks, ``parts`` of them, one after the other along the rows.
 
-    Rows are those of a batch entry. ``out_blocks`` counts the blocks of zeros, too, that fill a row up to its
+    A loop, because code is read, too: after whatever ran before, from memory. The next tile is loaded while one is
+    computed. Rows are those of a batch entry. ``out_blocks`` counts the blocks of zeros, too, that fill a row up to its
     alignment; ``padded_rows`` the rows of a layout's last tile.
     """
     WORDS: tl.constexpr = 8 if FORMAT == "nvfp4" else 16
@@ -82,31 +84,41 @@ def quantize_blocks(
     span = (first // block_tiles.SPAN).to(tl.int64)
     index = tl.arange(0, ROWS * BLOCKS)
     slot = first % block_tiles.SPAN + index // BLOCKS
-    block = tl.program_id(0) * BLOCKS + index % BLOCKS
-
     row = block_tiles.row_of_slot(slot, LAYOUT)
     origin = batch * rows + span * block_tiles.SPAN
     present = row < rows - span * block_tiles.SPAN
-    source = block_tiles.source_row(row, SHUFFLED) * (blocks * WORDS) + block * WORDS
-    block_words = x.to(WORD, bitcast=True) + origin * blocks * WORDS + source
-    words = block_tiles.load_words(block_words, present & (block < blocks), WORDS, WHOLE)
-
-    v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
-    byte, factor = _scale(largest, global_scale, FORMAT)
-    f = factor[:, None]
-    if FORMAT == "mxfp8":
-        low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
-        high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
-        packed = tl.join(low, high).reshape(ROWS * BLOCKS, OUT_WORDS)
-    else:
-        packed = e2m1.pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, f)
-
-    target = row * (out_blocks * OUT_WORDS) + block * OUT_WORDS
-    out = values.to(WORD, bitcast=True) + origin * out_blocks * OUT_WORDS + target
-    inside = present & (block < out_blocks)
-    tl.store(out[:, None] + tl.arange(0, OUT_WORDS)[None, :], packed, inside[:, None])
-
+    row_words = (
+        x.to(WORD, bitcast=True) + origin * blocks * WORDS + block_tiles.source_row(row, SHUFFLED) * (blocks * WORDS)
+    )
+    out_words = values.to(WORD, bitcast=True) + origin * out_blocks * OUT_WORDS + row * (out_blocks * OUT_WORDS)
     padded_blocks = out_blocks if LAYOUT == "linear" else tl.cdiv(out_blocks, 4) * 4
-    place = block_tiles.scale_offset(span, slot, block, out_blocks, LAYOUT)
-    within = (slot < padded_rows - span * block_tiles.SPAN) & (block < padded_blocks)
-    tl.store(scales + batch * padded_rows * padded_blocks + place, byte.to(tl.uint8), within)
+    out_scales = scales + batch * padded_rows * padded_blocks
+    padding = slot < padded_rows - span * block_tiles.SPAN
+    of_all, inverse = 1.0, 1.0
+    if FORMAT == "nvfp4":
+        of_all = tl.load(global_scale)
+        inverse = _flushed(tl.div_rn(1.0, of_all))
+
+    block = tl.program_id(0) * parts * BLOCKS + index % BLOCKS
+    next_words = block_tiles.load_words(row_words + block * WORDS, present & (block < blocks), WORDS, WHOLE)
+    for part in range(parts):
+        words = next_words
+        ahead = block + BLOCKS
+        wanted = present & (ahead < blocks) & (part + 1 < parts)
+        next_words = block_tiles.load_words(row_words + ahead * WORDS, wanted, WORDS, WHOLE)
+
+        v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
+        byte, factor = _scale(largest, of_all, inverse, FORMAT)
+        f = factor[:, None]
+        if FORMAT == "mxfp8":
+            low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
+            high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
+            packed = tl.join(low, high).reshape(ROWS * BLOCKS, OUT_WORDS)
+        else:
+            packed = e2m1.pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, f)
+
+        out = (out_words + block * OUT_WORDS)[:, None] + tl.arange(0, OUT_WORDS)[None, :]
+        tl.store(out, packed, (present & (block < out_blocks))[:, None])
+        place = block_tiles.scale_offset(span, slot, block, out_blocks, LAYOUT)
+        tl.store(out_scales + place, byte.to(tl.uint8), padding & (block < padded_blocks))
+        block = ahead

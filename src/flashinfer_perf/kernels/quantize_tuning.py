@@ -17,6 +17,8 @@ class QuantizeTiling(NamedTuple):
     warps: int
     whole: bool
     """A thread reads whole blocks, rather than 16 bytes of one; see ``block_tiles.load_words``."""
+    parts: int = 1
+    """Tiles that a program takes, one after the other along the rows."""
 
 
 DEFAULT = {
