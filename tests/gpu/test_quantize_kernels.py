@@ -61,7 +61,10 @@ def test_shapes_that_fill_no_tile(name, layout, shape, dtype):
         assert differences(Case(name, x, layout, alignment=alignment)) == (0, 0)
 
 
-@pytest.mark.parametrize("tiles", [QuantizeTiling(rows, blocks, 4, True) for rows in (1, 8, 64) for blocks in (4, 64)])
+@pytest.mark.parametrize(
+    "tiles",
+    [QuantizeTiling(rows, blocks, 4, True, parts) for rows in (1, 8, 64) for blocks in (4, 64) for parts in (1, 3)],
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_tilings(name, tiles):
     for layout in scale_layout.LAYOUTS:
