@@ -36,6 +36,8 @@ if torch.cuda.get_device_capability() >= (8, 9):
 print(max(vendor_copy(megabytes) for megabytes in (256, 512, 1024)), bf16, fp8)
 """
 MEASURED = ("ok", "mismatch")
+SHARES = ("of copy bandwidth", "of bfloat16 rate", "of FP8 rate")
+HEADER = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", *SHARES, "relative L2 error")
 
 
 class Limits(NamedTuple):
@@ -59,6 +61,18 @@ def run(testlist: str, file: Path) -> list[dict[str, Any]]:
     command = [sys.executable, str(HERE / "flashinfer_benchmark.py"), "--testlist", testlist, "--refcheck"]
     subprocess.run([*command, "--strict_timer", "--jsonl", str(file)], stdout=sys.stderr, check=False)
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def table(measured: list[dict[str, Any]], limits: Limits) -> str:
+    """Markdown. A column that is zero in every row, such as the rate of a family without products, is left out."""
+    rows = [row(record, limits) for record in measured]
+    columns = [column for column in zip(HEADER, *rows, strict=True) if any(says_something(cell) for cell in column[1:])]
+    head, *body = zip(*columns, strict=True)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
+
+
+def says_something(cell: str) -> bool:
+    return cell.removesuffix(" %").strip("0.") != ""
 
 
 def row(record: dict[str, Any], limits: Limits) -> tuple[str, ...]:
@@ -106,11 +120,8 @@ def main() -> int:
     )
     with tempfile.TemporaryDirectory() as scratch:
         records = run(arguments.testlist, Path(arguments.jsonl or Path(scratch) / "records.jsonl"))
-    shares = ("of copy bandwidth", "of bfloat16 rate", "of FP8 rate")
-    header = ("Case", "Backend", "µs", "TFLOP/s", "TB/s", *shares, "relative L2 error")
     measured = [record for record in records if record["measurement"]]
-    for line in (header, ["---"] * len(header), *(row(record, limits) for record in measured)):
-        print(f"| {' | '.join(line)} |")
+    print(table(measured, limits))
     print("\nNot run:\n", *refusals(records), sep="\n")
     bad = [r for r in records if r["status"] not in ("ok", "unsupported") or (r["measurement"] and not passed(r))]
     print(f"\n{len(records)} records, {len(measured)} measured, {len(bad)} wrong or failed")
