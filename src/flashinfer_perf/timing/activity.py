@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from flashinfer_perf.timing.kernel_names import readable
+
 MIN_MAJOR = 13
 BUFFER_BYTES = 8 << 20
 KINDS = ("CONCURRENT_KERNEL", "MEMCPY", "MEMSET")
@@ -91,4 +93,4 @@ def _on_buffer_requested() -> tuple[int, int]:
 def _on_buffer_completed(activities: list[Any]) -> None:
     for activity in activities:
         name = getattr(activity, "name", None) or type(activity).__name__
-        _RECORDED.append(Activity(activity.start, activity.end, name))
+        _RECORDED.append(Activity(activity.start, activity.end, readable(name)))
