@@ -123,7 +123,7 @@ def cute_dsl(case: GemmFlags, problem: Problem) -> Launch:
     return call_flashinfer(case, problem, "cute-dsl")
 
 
-@bmm_fp8.backend("auto", requires=backends.on(backends.ADA_AND_NEWER), state=tuning.tuner)
+@bmm_fp8.backend("auto", requires=backends.on(backends.ADA_AND_NEWER, backends.not_e5m2_twice), state=tuning.tuner)
 def auto(case: GemmFlags, problem: Problem) -> Launch:
     """FlashInfer's own choice; the record says which."""
     return call_flashinfer(case, problem, "auto")
