@@ -73,6 +73,5 @@ def test_a_call_of_flashinfer_is_one_kernel(name):
     """No fill, no cast: index tensors have the format that the library wants."""
     if "cuda" not in runnable(case_of(name, MLA_SHAPES[1] if name == MLA else SHAPES[0]), find_machine("cuda")):
         pytest.skip("does not run here")
-    kernels, resolved = kernels_of(name, MLA_SHAPES[1] if name == MLA else SHAPES[0], "cuda")
+    kernels, _ = kernels_of(name, MLA_SHAPES[1] if name == MLA else SHAPES[0], "cuda")
     assert len(kernels) == 1, kernels
-    assert resolved == "cuda"
