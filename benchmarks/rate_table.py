@@ -66,7 +66,7 @@ def run(testlist: str, file: Path) -> list[dict[str, Any]]:
 def table(measured: list[dict[str, Any]], limits: Limits) -> str:
     """Markdown. A column that is zero in every row, such as the rate of a family without products, is left out."""
     rows = [row(record, limits) for record in measured]
-    columns = [column for column in zip(HEADER, *rows, strict=True) if any(says_something(cell) for cell in column[1:])]
+    columns = [column for column in zip(HEADER, *rows, strict=True) if not rows or any(map(says_something, column[1:]))]
     head, *body = zip(*columns, strict=True)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
