@@ -1,4 +1,4 @@
-"""Shuffled rows, against the documented map and the library's own."""
+"""Rows and blocks in the orders of TensorRT-LLM's kernels, against the documented maps and the library's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flashinfer_perf.formats.shuffle import shuffle_rows, unshuffle_rows
+from flashinfer_perf.formats.shuffle import (
+    NARROW_BLOCK,
+    block_major,
+    interleave_halves,
+    shuffle_rows,
+    unshuffle_rows,
+)
 
 
 def rows(count: int) -> torch.Tensor:
@@ -28,6 +34,33 @@ def test_it_is_the_librarys_shuffle(count):
     utils = pytest.importorskip("flashinfer.utils")
     before = rows(count)
     assert torch.equal(shuffle_rows(before), before[utils.get_shuffle_matrix_a_row_indices(before, 128)])
+
+
+@pytest.mark.parametrize("count", [16, 48, 128])
+def test_narrow_blocks_are_the_librarys(count):
+    """A tile of 64 rows has blocks of 16."""
+    utils = pytest.importorskip("flashinfer.utils")
+    before = rows(count)
+    after = shuffle_rows(before, NARROW_BLOCK)
+    assert torch.equal(after, before[utils.get_shuffle_matrix_a_row_indices(before, 64)])
+    assert torch.equal(unshuffle_rows(after, NARROW_BLOCK), before)
+
+
+@pytest.mark.parametrize("count", [2, 6, 64])
+def test_halves_are_interleaved_as_the_library_does(count):
+    core = pytest.importorskip("flashinfer.fused_moe.core")
+    before = rows(count)
+    assert torch.equal(interleave_halves(before), core.reorder_rows_for_gated_act_gemm(before))
+    assert interleave_halves(torch.arange(6)).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+def test_blocks_of_columns_are_the_librarys():
+    core = pytest.importorskip("flashinfer.fused_moe.core")
+    before = torch.arange(5 * 384).reshape(5, 384)
+    after = block_major(before)
+    assert after.shape == (3, 5, 128)
+    assert after.is_contiguous()
+    assert torch.equal(after, core.convert_to_block_layout(before, 128))
 
 
 @given(st.integers(0, 12), st.integers(1, 5))
