@@ -107,8 +107,7 @@ class _CaseRun:
         case = self.case
         make = TensorFactory(self.machine.device, case.options.random_seed, free_bytes(self.machine), self.ranks)
         problem = self.problem = in_step(self.ranks, lambda: case.routine.make(case.flags, make))
-        for line in problem.shown:
-            yield Message(Severity.VERBOSE if line.level == 1 else Severity.VVERBOSE, line.text)
+        yield from _shown(problem, case.options.verbose)
         if case.options.refcheck and self.truth is None:
             self.truth = in_step(self.ranks, problem.truth)
         self.inputs = Fingerprints(problem.tensors)
@@ -151,8 +150,8 @@ class _CaseRun:
             return _record(self.case, self.machine, backend.name, status, reason, backend.ignores)
         if run.verdict.state is CheckState.PASSED and self.first_passed is None and run.outputs is not None:
             self.first_passed = (backend.name, run.outputs)
-        if run.inputs_changed:
-            self.problem = self.inputs = None  # both hold the spoilt tensors: two sets of inputs may not fit
+        if run.inputs_changed:  # all hold the spoilt tensors, a truth that can be asked again too: two sets may not fit
+            self.problem = self.inputs = self.truth = None
         return _record(
             self.case,
             self.machine,
@@ -202,6 +201,15 @@ class _CaseRun:
                 yield Message(Severity.INFO, f"{backend.name} {unheeded}")
             else:
                 yield Message(Severity.WARNING, f"--{name} is ignored by backend {backend.name}.")
+
+
+def _shown(problem: Problem, verbosity: int) -> Iterator[Event]:
+    """The problem's lines; sinks print [INFO] whatever the verbosity."""
+    for line in problem.shown:
+        if not line.as_info:
+            yield Message(Severity.VERBOSE if line.level == 1 else Severity.VVERBOSE, line.text)
+        elif verbosity >= line.level:
+            yield Message(Severity.INFO, line.text)
 
 
 def release_memory(machine: Machine) -> None:

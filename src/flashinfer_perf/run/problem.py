@@ -45,12 +45,13 @@ def no_remarks(backend: str, outputs: Outputs) -> Sequence[str]:
 @dataclass(frozen=True)
 class Shown:
     """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``; a remark is a
-    label without a value.
+    label without a value. The documents print some of those for -v as ``[INFO]``.
     """
 
     label: str
     value: Any = REMARK
     level: int = 2
+    as_info: bool = False
 
     @property
     def text(self) -> str:
