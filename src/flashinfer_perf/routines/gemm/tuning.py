@@ -7,15 +7,14 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from flashinfer_perf.core.routine import Fact
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.gemm.flags import GemmFlags
 from flashinfer_perf.run.launch import Launch
 
 TUNING_FACTS = (
-    Fact("tactic", "what FlashInfer's tuner chose: runner and tactic; -1 is the runner's own default"),
+    Fact("tactic", "what FlashInfer's tuner chose: runner and tactic of each product; -1 is the runner's own default"),
     Fact("tuning_ms", "time that tuning took, with compiling and building plans, before the timed calls"),
 )
 
@@ -33,7 +32,14 @@ def tuner() -> Iterator[None]:
             flashinfer.autotuner.AutoTuner.get().clear_cache()
 
 
-def tuned(case: GemmFlags, launch: Launch, backend: str = "") -> Launch:
+class Tunable(Protocol):
+    """A family's flags."""
+
+    @property
+    def autotune(self) -> bool: ...
+
+
+def tuned(case: Tunable, launch: Launch, backend: str = "") -> Launch:
     """The launch, after its tactics were measured if that is asked for; it says what will run.
 
     The tuner measures at the first call inside its context. Outside, each call asks it again, and gets what was
@@ -57,10 +63,9 @@ def tuned(case: GemmFlags, launch: Launch, backend: str = "") -> Launch:
         launch()
     if not chosen:  # a backend past the tuner
         return dataclasses.replace(launch, facts={**launch.facts, **facts})
-    runner, tactic = chosen[-1]
     if case.autotune:
-        facts["tactic"] = f"{runner} {tactic}"
-    resolved = backend_of(runner) if backend == "auto" else launch.resolved_backend
+        facts["tactic"] = "; ".join(f"{runner} {tactic}" for runner, tactic in chosen)
+    resolved = backend_of(chosen[-1][0]) if backend == "auto" else launch.resolved_backend
     return dataclasses.replace(launch, facts={**launch.facts, **facts}, resolved_backend=resolved)
 
 
