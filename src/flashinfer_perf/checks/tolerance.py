@@ -293,3 +293,41 @@ printed and judges nothing: an element of half a block's largest, decoded as 0, 
 def _mean_error(input_dtype: DType, roundings: int) -> float:
     """Of roundings to a format and of fp32 arithmetic around them, relative."""
     return MEAN_ROUNDING * roundings * UNIT_ROUNDOFF[input_dtype] + SAFETY * UNIT_ROUNDOFF[DType.FLOAT32]
+
+
+ROUTING_SLACK = 16 * UNIT_ROUNDOFF[DType.FLOAT32]
+"""Absolute. Scores are sigmoids in fp32 (4 u with an accurate tanh) plus a bias, those of groups sums of two of them;
+softmax probabilities err by as much relatively, which is an error of the logit. Two scores may be off.
+"""
+MIXTURE_ROUNDINGS = 5
+"""To 16 bits on the way of a routed token: of the first product, twice where up and gate are rounded by themselves, of
+the second, of the routing weight, and of the sum where it is kept in 16 bits.
+"""
+E2M1_ROUNDOFF = 2.0**-2
+"""Of NVFP4's elements, which have two significant bits."""
+
+
+def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType) -> Close:
+    """A weighted sum of experts, each two products with an activation between them.
+
+    What goes into the second product is rounded to ``between``. The terms of a sum err independently, so the sum errs
+    by as much, relatively, as a term does: 0.42 u of a row's norm, once for that rounding and five times for 16 bits;
+    and each product errs as ``for_product`` says. As in ``for_attention``, a row's norm may be 1.7 times that, since
+    few terms make up most of a sum, and an element six times the typical one's error away.
+
+    Args:
+        between: of the second product's input: the 16-bit format, FP8, or NVFP4.
+        sizes: of the sums: hidden and intermediate size.
+    """
+    rounding = E2M1_ROUNDOFF if between is DType.NVFP4 else UNIT_ROUNDOFF[between]
+    sixteen = UNIT_ROUNDOFF[input_dtype]
+    cores = sum(TENSOR_CORE_UNIT[16 if between is input_dtype else 8] * math.sqrt(size) for size in sizes)
+    typical = RMS_ROUNDING * math.hypot(rounding, math.sqrt(MIXTURE_ROUNDINGS) * sixteen) + cores
+    return Close(
+        rtol=sixteen,
+        atol=SMALLEST[input_dtype],
+        of_row=6 * typical,
+        max_relative_l2=1.7 * typical + sixteen,
+        by_row=True,
+        why=f"experts of sizes {' and '.join(map(str, sizes))} with {between} between the products",
+    )
