@@ -1,0 +1,1 @@
+"""Fused mixtures of experts: routing, two products per expert with an activation between them, weighted sums."""

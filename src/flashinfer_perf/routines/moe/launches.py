@@ -1,0 +1,172 @@
+"""The routed layer's launches by PyTorch and by this project's Triton kernels, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flashinfer_perf.core.requirement import capability, case_rule
+from flashinfer_perf.lazy import torch
+from flashinfer_perf.routines.moe import eager, hidden
+from flashinfer_perf.routines.moe.flags import MoeFlags
+from flashinfer_perf.routines.moe.layer import Layer
+from flashinfer_perf.routines.moe.router import Router
+from flashinfer_perf.routines.ours import triton_installed
+from flashinfer_perf.run.launch import Launch
+from flashinfer_perf.run.problem import Problem
+
+if TYPE_CHECKING:
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+    from flashinfer_perf.kernels.moe.routing import TritonRouting
+    from flashinfer_perf.kernels.moe.weights import ExpertWeights
+
+ROW_BYTES = 32
+"""Elements of a row of weights must be a multiple of this many: in NVFP4, two to a byte, they are 16 bytes."""
+TRITON = (
+    capability(minimum="8.9"),
+    triton_installed,
+    case_rule(
+        "hidden_size and intermediate_size divisible by 32",
+        lambda case: case.hidden_size % ROW_BYTES == 0 and case.intermediate_size // case.tp_size % ROW_BYTES == 0,
+        "rows of weights begin at multiples of 16 bytes: hidden_size and the local intermediate_size must be divisible "
+        "by 32",
+    ),
+)
+SCALES = ("w1_scale", "w2_scale", "w1_global", "w2_global")
+TAKEN = ("x", "x_scale", "w1", "w2", *SCALES, "routing_logits", "routing_bias")
+"""Of a problem's tensors, those that these launches read."""
+
+
+def arguments(case: MoeFlags, problem: Problem) -> dict[str, Any]:
+    """The tensors of a problem with a router, with room for the results."""
+    device = problem["x"].device
+    shape = (case.num_tokens, case.top_k)
+    kwargs: dict[str, Any] = {name: tensor for name, tensor in problem.tensors.items() if name in TAKEN}
+    if problem["x"].dtype.itemsize == 2:
+        kwargs.pop("x_scale", None)  # it belongs to the packed hidden states
+    kwargs["output"] = torch.empty(problem["x"].shape, dtype=case.input_dtype.torch, device=device)
+    kwargs["routing_replay_out"] = torch.empty(shape, dtype=torch.int32, device=device)
+    return kwargs
+
+
+def by_torch(case: MoeFlags, problem: Problem, layer: Layer) -> Launch:
+    kwargs = {**arguments(case, problem), "layer": layer, "router": Router.of(case)}
+    return Launch(
+        routed_by_torch,
+        kwargs=kwargs,
+        mutates=("output", "routing_replay_out"),
+        host_sync=True,
+        no_graph=eager.ASKS,
+    )
+
+
+def routed_by_torch(
+    layer: Layer,
+    router: Router,
+    routing_logits: torch.Tensor,
+    output: torch.Tensor,
+    routing_replay_out: torch.Tensor,
+    routing_bias: torch.Tensor | None = None,
+    **tensors: torch.Tensor,
+) -> None:
+    """Writes output (tokens, hidden) and the experts (tokens, top_k)."""
+    weights = torch.empty(routing_replay_out.shape, dtype=torch.float32, device=output.device)
+    eager.route(router, routing_logits, routing_bias, routing_replay_out, weights)
+    eager.mix(layer, experts=routing_replay_out, weights=weights, output=output, **tensors)
+
+
+def by_triton(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> Launch:
+    """
+    Args:
+        format: name of a member of ``kernels.moe.weights.ExpertFormat``.
+    """
+    from flashinfer_perf.kernels.moe.routing import TritonRouting
+
+    router, kwargs = Router.of(case), arguments(case, problem)
+    route = TritonRouting(
+        router.method,
+        num_experts=case.num_experts,
+        top_k=router.top_k,
+        n_group=router.n_group,
+        topk_group=router.topk_group,
+        routed_scaling_factor=router.scaling,
+    )
+    weights = torch.empty(case.num_tokens, case.top_k, device=problem["x"].device)
+    kwargs["plan"] = Routed(route, planned(case, problem, layer, format), weights)
+    return Launch(routed_by_triton, kwargs=kwargs, mutates=("output", "routing_replay_out"))
+
+
+def planned(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> TritonExperts:
+    """The kernels' plan; a call may have other weights of the same shapes."""
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+
+    device = problem["x"].device
+    static = format == "FP8_TENSOR"
+    return TritonExperts(
+        expert_weights(format, problem.tensors),
+        num_tokens=case.num_tokens,
+        top_k=case.top_k,
+        num_experts=case.num_experts,
+        dtype=case.input_dtype.torch,
+        activation=layer.activation,
+        expert_offset=layer.experts.start,
+        intermediate_scale=torch.full((1,), 1 / hidden.BETWEEN_FP8, device=device) if static else None,
+        scales_on_input=layer.weights_on_input,
+    )
+
+
+def expert_weights(format: str, tensors: Any) -> ExpertWeights:
+    """The weights among some tensors."""
+    from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
+
+    scales = {name: tensors[name] for name in SCALES if name in tensors}
+    return ExpertWeights(ExpertFormat[format], tensors["w1"], tensors["w2"], **scales)
+
+
+class Routed:
+    """A router's kernel, then the experts' kernels, with the routing weights between them."""
+
+    def __init__(self, route: TritonRouting, experts: TritonExperts, weights: torch.Tensor) -> None:
+        self.route, self.experts, self.weights = route, experts, weights
+
+    def __call__(
+        self,
+        tensors: dict[str, torch.Tensor],
+        logits: torch.Tensor,
+        bias: torch.Tensor | None,
+        chosen: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        self.route(logits, bias, chosen, self.weights)
+        mix(self.experts, tensors, chosen, self.weights, output)
+
+
+def mix(
+    experts: TritonExperts,
+    tensors: dict[str, torch.Tensor],
+    chosen: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+) -> None:
+    """One call with these weights: a timer goes through several copies of them."""
+    experts.weights = expert_weights(experts.weights.format.name, tensors)
+    experts(tensors["x"], chosen, weights, output, x_scale=tensors.get("x_scale"))
+
+
+def mixed_by_triton(
+    plan: TritonExperts, experts: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, **tensors: torch.Tensor
+) -> None:
+    """Writes output (tokens, hidden), for experts and weights that are given."""
+    mix(plan, tensors, experts, weights, output)
+
+
+def routed_by_triton(
+    plan: Callable[..., None],
+    routing_logits: torch.Tensor,
+    output: torch.Tensor,
+    routing_replay_out: torch.Tensor,
+    routing_bias: torch.Tensor | None = None,
+    **tensors: torch.Tensor,
+) -> None:
+    """Writes output (tokens, hidden) and the experts (tokens, top_k)."""
+    plan(tensors, routing_logits, routing_bias, routing_replay_out, output)
