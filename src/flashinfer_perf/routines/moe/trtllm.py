@@ -74,8 +74,8 @@ RULES = (
     ),
     Rule(
         lambda case: case.top_k * (case.n_group or 1) <= case.num_experts * (case.topk_group or 1),
-        "top_k ({top_k}) must not exceed the experts of topk_group ({topk_group}) of the n_group ({n_group}) groups of "
-        "num_experts ({num_experts})",
+        "top_k ({top_k}) must not exceed the experts of the --topk_group groups that a token chooses from, one by "
+        "default: num_experts ({num_experts}) are in n_group ({n_group}) groups",
     ),
     Rule(
         lambda case: local_experts(case).stop <= case.num_experts,
