@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashinfer_perf.checks import tolerance
-from flashinfer_perf.checks.tolerance import RMS_ROUNDING, SAFETY, SMALLEST, UNIT_ROUNDOFF, for_attention, for_rounding
+from flashinfer_perf.checks.tolerance import (
+    RMS_ROUNDING,
+    SAFETY,
+    SMALLEST,
+    UNIT_ROUNDOFF,
+    for_attention,
+    for_mixture,
+    for_rounding,
+)
 from flashinfer_perf.core.dtypes import DType
 
 FORMATS = [DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16, DType.FP8_E4M3, DType.FP8_E5M2]
@@ -223,6 +231,23 @@ def test_the_coarsest_operand_counts(formats: tuple[DType, ...], unit: float):
         assert (check.rtol, check.by_row) == (last, True)
         assert check.of_row == pytest.approx(6 * typical, rel=1e-3)
         assert check.max_relative_l2 == pytest.approx(1.7 * typical + last, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("between", "unit", "cores"),
+    [
+        (DType.BFLOAT16, 2**-8, 2**-22),
+        (DType.FP8_E4M3, 2**-4, 2**-13),
+        (DType.NVFP4, 2**-2, 2**-13),
+    ],
+)
+def test_a_mixture_errs_by_what_goes_into_the_second_product(between: DType, unit: float, cores: float):
+    check = for_mixture(between, (256, 1024), DType.BFLOAT16)
+    typical = 0.4247 * math.hypot(unit, math.sqrt(5) * 2**-8) + cores * (16 + 32)
+    assert (check.rtol, check.by_row) == (2**-8, True)
+    assert check.of_row == pytest.approx(6 * typical, rel=1e-3)
+    assert check.max_relative_l2 == pytest.approx(1.7 * typical + 2**-8, rel=1e-3)
+    assert check.why == f"experts of sizes 256 and 1024 with {between} between the products"
 
 
 def test_attention_says_which_formats_it_was_given():

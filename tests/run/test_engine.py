@@ -323,13 +323,14 @@ def test_remarks_are_told_as_they_are():
     def make(case: FakeFlags, make: Any) -> Problem:
         problem = make_fake(case, make)
         shown = (Shown("rows as asked for"), Shown("Rows", 4, level=1), Shown("few", level=1))
-        return dataclasses.replace(problem, shown=shown)
+        return dataclasses.replace(problem, shown=(*shown, Shown("all of it", level=1, as_info=True)))
 
     with fake_routine(make=make) as fake:
         fake.add("a")
-        events = fake.events()
+        events, verbose = fake.events(), fake.events("-v")
     assert texts_in(events, "VVERBOSE") == ["rows as asked for"]
     assert texts_in(events, "VERBOSE") == ["Rows: 4", "few"]
+    assert (texts_in(events, "INFO"), texts_in(verbose, "INFO")) == ([], ["all of it"])
 
 
 # ---- no hint ----
@@ -446,6 +447,18 @@ def test_a_spoilt_input_is_made_anew_for_the_next_backend(fake: Fake):
     first, second = fake.problems
     assert first is not second
     assert not torch.equal(first["x"], second["x"])
+
+
+def test_the_truth_goes_with_spoilt_inputs(monkeypatch: pytest.MonkeyPatch):
+    """It may hold them, to be asked again."""
+    asked = []
+    truth = Problem.truth
+    monkeypatch.setattr(Problem, "truth", lambda problem: asked.append(problem) or truth(problem))
+    with fake_routine() as fake:
+        fake.add("spoils", lambda x, residual, out: x.zero_())
+        fake.add("b")
+        fake.records("--refcheck --backends spoils b")
+        assert asked == fake.problems
 
 
 @pytest.mark.parametrize("error", [RuntimeError("then fails"), Unsupported("then refuses")])

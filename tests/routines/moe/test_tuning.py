@@ -1,0 +1,60 @@
+"""--autotune of the fused MoE: both products' tactics are found before the timed calls, and forgotten."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+
+from tests.contract import contract
+from tests.routines.harness import assert_passes, run, unconditional
+from tests.routines.moe import library
+from tests.routines.moe.broken import CASE
+
+pytest.importorskip("flashinfer")
+from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
+
+ROUTINES = {
+    "cutlass_fused_moe": ("cutlass", library.cutlass, ("gemm1", "gemm2")),
+    "trtllm_fp4_block_scale_moe": ("trtllm", library.fp4, ("moe",)),
+    "trtllm_fp8_block_scale_moe": ("trtllm", library.fp8_block, ("moe",)),
+    "trtllm_fp8_per_tensor_scale_moe": ("trtllm", library.fp8_per_tensor, ("moe",)),
+}
+
+
+class MoERunner(TunableRunner):
+    def get_valid_tactics(self, inputs, profile):
+        return [0, 1, 2]
+
+    def forward(self, inputs, tactic=-1, do_preparation=False, **kwargs):
+        return None
+
+
+@pytest.fixture
+def fastest_is_1(monkeypatch):
+    monkeypatch.setattr(
+        AutoTuner, "_profile_single_kernel", lambda self, runner, inputs, tactic, *_, **__: abs(tactic - 1)
+    )
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
+    with mock.patch("torch.cuda.synchronize"):
+        yield
+    AutoTuner.get().clear_cache()
+
+
+@pytest.mark.parametrize("name", ROUTINES)
+def test_tactics_of_every_product_are_found_and_said(fastest_is_1, name):
+    backend, kernel, products = ROUTINES[name]
+
+    def asks(**arguments):
+        for product in products:
+            AutoTuner.get().choose_one(product, [MoERunner()], TuningConfig(), [arguments["output"]])
+        return kernel(**arguments)
+
+    with contract(f"flashinfer.fused_moe.{name}", asks), unconditional(name, backend):
+        tuned, plain = run(name, f"{CASE} --autotune", backend), run(name, CASE, backend)
+    assert_passes(tuned)
+    assert tuned.facts["tactic"] == "; ".join(["MoERunner 1"] * len(products))
+    assert tuned.facts["tuning_ms"] > 0
+    assert (tuned.label, plain.label) == (f"{backend}_autotune", backend)
+    assert "tactic" not in plain.facts
+    assert not AutoTuner.get().profiling_cache
