@@ -1,0 +1,76 @@
+"""A product's input in the form that it reads: which form, the buffers for it, and the launches that fill them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+from flashinfer_perf.kernels.moe.rows import BLOCK, convert_rows, raise_scale
+from flashinfer_perf.kernels.moe.weights import ExpertFormat
+
+WARPS = 8
+"""Of a program with one row."""
+
+
+class Operand(NamedTuple):
+    """What a product reads."""
+
+    elements: torch.Tensor
+    scale: torch.Tensor
+    """fp32; anything where the format has none."""
+    scale_stride: int
+    """Between rows' scales; 0 for one of all."""
+
+
+def form_of(format: ExpertFormat, static_scale: torch.Tensor | None, per_token: bool) -> str:
+    """Of 16-bit rows: as they are (the empty string), given, token, tensor or blocks."""
+    if not format.fp8:
+        return ""
+    if format is ExpertFormat.FP8_BLOCK:
+        return "blocks"
+    if static_scale is not None:
+        return "given"
+    return "token" if per_token else "tensor"
+
+
+class Conversion:
+    """Of (rows, columns) of 16 bits.
+
+    Args:
+        form: as ``form_of`` says, or fp4 order.
+        scale: fp32 (1,): the one that is given, or the one that a tensor's largest element raises.
+    """
+
+    def __init__(self, form: str, rows: int, columns: int, dtype: torch.dtype, scale: torch.Tensor) -> None:
+        self.form = form
+        self.columns = columns
+        self.rows = rows
+        device = scale.device
+        blocks = columns // BLOCK.value
+        shapes = {"token": (rows,), "blocks": (rows, blocks)}
+        self.scale = torch.empty(shapes[form], device=device) if form in shapes else scale
+        self.scale_stride = {"token": 1, "blocks": blocks}.get(form, 0)
+        stored = dtype if form == "fp4 order" else torch.float8_e4m3fn
+        self.elements = torch.empty((rows, columns) if form else (0,), dtype=stored, device=device)
+
+    @property
+    def width(self) -> int:
+        """Of a program that has one row."""
+        return max(triton.next_power_of_2(self.columns), BLOCK.value)
+
+    @property
+    def operand(self) -> Operand:
+        """What comes of it."""
+        return Operand(self.elements, self.scale, self.scale_stride)
+
+    def launch(self, x: torch.Tensor, count: torch.Tensor) -> None:
+        """Converts as many rows of x as ``count``, int32 (1,), says."""
+        form = self.form
+        if form == "tensor":
+            raise_scale[(self.rows,)](x, self.scale, count, self.columns, WIDTH=self.width, num_warps=WARPS)
+            form = "given"
+        convert_rows[(self.rows,)](
+            x, self.elements, self.scale, count, self.columns, FORM=form, WIDTH=self.width, num_warps=WARPS
+        )

@@ -1,0 +1,28 @@
+"""The first launch: one program sorts, the others convert the tokens' rows meanwhile."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flashinfer_perf.kernels.moe.rows import SMALLEST, convert_row
+from flashinfer_perf.kernels.moe.sorting import sort_pairs
+
+
+@triton.jit
+def prepare(
+    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, scales, x, x_out, x_scale, columns,
+    STRIDE: tl.constexpr, ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """1 program, and one for every token where there is a FORM (see ``rows.convert_row``).
+
+    Args:
+        scales: (2,) fp32 out: the smallest ones, which later launches raise to those of whole tensors.
+    """
+    program = tl.program_id(0)
+    if program == 0:
+        tl.store(scales + tl.arange(0, 2), tl.zeros((2,), tl.float32) + SMALLEST)
+        sort_pairs(topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, STRIDE, ROWS, BINS, CHUNK)
+    elif FORM != "":
+        convert_row(x, x_out, x_scale, program - 1, columns, FORM, WIDTH)

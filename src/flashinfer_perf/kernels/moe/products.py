@@ -1,0 +1,152 @@
+"""The loops over k of the grouped products: a tile of an expert's weights times some of its rows, in every format.
+
+Weights are the left operand, so that a tile is (columns of the result, rows): the rows that few tokens have are the
+short side, and weights may come from registers, where NVFP4 is decoded.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from flashinfer_perf.kernels.moe.fp4 import decode
+from flashinfer_perf.kernels.moe.fp4_order import ordered
+
+K_BLOCK = tl.constexpr(128)
+"""Elements of k that share a scale, in blocks."""
+FP4_BLOCK = tl.constexpr(16)
+
+
+@triton.jit
+def _dot(left, right, total, UPCAST: tl.constexpr):
+    if UPCAST:
+        result = tl.dot(left.to(tl.float32), right.to(tl.float32), total, input_precision="ieee")
+    else:
+        result = tl.dot(left, right, total)
+    return result
+
+
+@triton.jit
+def _load(pointers, present, offset, k, WHOLE: tl.constexpr):
+    """A tile whose other axis is k, zeros beyond its end."""
+    if WHOLE:
+        return tl.load(pointers, present, 0.0)
+    return tl.load(pointers, present & (offset < k), 0.0)
+
+
+@triton.jit
+def _weights(pointers, offset, k, WHOLE: tl.constexpr):
+    if WHOLE:
+        return tl.load(pointers, eviction_policy="evict_first")
+    return tl.load(pointers, offset < k, 0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def plain(
+    x, row, present, w, up_rows, gate_rows, k,
+    GATED: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Products with elements as they are, up and gate: fp32 (columns, rows) each.
+
+    Args:
+        x: (…, k) activations; ``row`` says which, ``present`` whether.
+        w: one expert's weights, (…, k); ``up_rows`` and ``gate_rows`` say which.
+        GATED: otherwise the gate is zeros.
+        WHOLE: k is a multiple of DEPTH.
+    """
+    depth = tl.arange(0, DEPTH)
+    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+    left = w + up_rows[:, None] * k + depth[None, :]
+    left_gate = w + gate_rows[:, None] * k + depth[None, :]
+    up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
+    gate = tl.zeros_like(up)
+    for start in range(0, k, DEPTH):
+        offset = start + depth
+        rows = _load(right + start, present[None, :], offset[:, None], k, WHOLE)
+        up = _dot(_weights(left + start, offset[None, :], k, WHOLE), rows, up, UPCAST)
+        if GATED:
+            gate = _dot(_weights(left_gate + start, offset[None, :], k, WHOLE), rows, gate, UPCAST)
+    return up, gate
+
+
+@triton.jit
+def in_blocks(
+    x, x_scale, row, present, w, w_scale, up_rows, gate_rows, k, GATED: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """The same of FP8 in blocks of 128 x 128: a block's product is scaled and added in fp32.
+
+    Args:
+        x_scale: fp32 (…, k / 128).
+        w_scale: fp32, the expert's (rows / 128, k / 128); all of a tile's rows are of one block.
+    """
+    depth = tl.arange(0, K_BLOCK)
+    blocks = k // K_BLOCK
+    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+    left = w + up_rows[:, None] * k + depth[None, :]
+    left_gate = w + gate_rows[:, None] * k + depth[None, :]
+    x_scales = x_scale + row.to(tl.int64) * blocks
+    up_scales = w_scale + tl.min(up_rows) // K_BLOCK * blocks
+    gate_scales = w_scale + tl.min(gate_rows) // K_BLOCK * blocks
+    up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
+    gate = tl.zeros_like(up)
+    none = tl.zeros_like(up)
+    for block in range(blocks):
+        start = block * K_BLOCK
+        rows = tl.load(right + start, present[None, :], 0.0)
+        scale = tl.load(x_scales + block, present, 0.0)
+        weights = tl.load(left + start, eviction_policy="evict_first")
+        up += _dot(weights, rows, none, UPCAST) * (scale * tl.load(up_scales + block))[None, :]
+        if GATED:
+            weights = tl.load(left_gate + start, eviction_policy="evict_first")
+            gate += _dot(weights, rows, none, UPCAST) * (scale * tl.load(gate_scales + block))[None, :]
+    return up, gate
+
+
+@triton.jit
+def _decoded(pointers, scales, byte, group, k, HALF: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
+    """A tile of 16-bit weights; ``byte`` and ``group`` say where in rows of k elements its bytes and scales are."""
+    if WHOLE:
+        packed = tl.load(pointers, eviction_policy="evict_first")
+        scale = tl.load(scales, eviction_policy="evict_first")
+    else:
+        packed = tl.load(pointers, (byte * 2 < k)[None, :], 0, eviction_policy="evict_first")
+        scale = tl.load(scales, (group * FP4_BLOCK < k)[None, :], 0, eviction_policy="evict_first")
+    even, odd = decode(packed, scale.to(tl.float8e4nv, bitcast=True), HALF, HARDWARE)
+    return ordered(even, odd)
+
+
+@triton.jit
+def fp4(
+    x, row, present, w, w_scale, up_rows, gate_rows, k,
+    GATED: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
+
+    Args:
+        w: uint8, the expert's (rows, k / 2).
+        w_scale: uint8, the expert's (rows, k / 16), E4M3.
+    """
+    HALF: tl.constexpr = x.dtype.element_ty == tl.float16
+    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // 2), tl.arange(0, DEPTH // FP4_BLOCK)
+    length, groups = k // 2, k // FP4_BLOCK
+    if WHOLE:  # what the compiler cannot know: without it scales are read byte by byte, and none ahead
+        length, groups = tl.multiple_of(length, DEPTH // 2), tl.multiple_of(groups, DEPTH // FP4_BLOCK)
+    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+    left = w + up_rows[:, None] * length + byte[None, :]
+    left_gate = w + gate_rows[:, None] * length + byte[None, :]
+    scales = w_scale + up_rows[:, None] * groups + group[None, :]
+    gate_scales = w_scale + gate_rows[:, None] * groups + group[None, :]
+    up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
+    gate = tl.zeros_like(up)
+    for start in range(0, k, DEPTH):
+        first_byte, first_group = start // 2, start // 16
+        bytes_at, groups_at = first_byte + byte, first_group + group
+        rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
+        weights = _decoded(left + first_byte, scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
+        up = _dot(weights, rows, up, UPCAST)
+        if GATED:
+            weights = _decoded(
+                left_gate + first_byte, gate_scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST
+            )
+            gate = _dot(weights, rows, gate, UPCAST)
+    return up, gate

@@ -1,0 +1,75 @@
+"""Sorts the pairs of a token and one of its experts by expert, on the GPU, by one program.
+
+Nothing is padded: an expert's rows lie between two offsets, and a table says of each block of rows which expert's it
+is. How many blocks there are is known to the GPU only; the products' grids are an upper bound.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+CHUNK = 2048
+"""Pairs that the program takes at once."""
+
+
+def most_blocks(pairs: int, experts: int, rows: int) -> int:
+    """Blocks of so many rows, at most: each expert may have one that it does not fill."""
+    return min(pairs, pairs // rows + experts)
+
+
+@triton.jit
+def _local_experts(topk_ids, index, pairs, first_expert, experts):
+    """Numbers among the experts that are here, and whether they are."""
+    inside = index < pairs
+    expert = tl.load(topk_ids + index, inside, 0) - first_expert
+    local = inside & (expert >= 0) & (expert < experts)
+    return tl.where(local, expert, 0), local
+
+
+@triton.jit
+def _write_blocks(blocks, expert, start, end, experts, STRIDE: tl.constexpr, ROWS: tl.constexpr):
+    """Of every block its expert, its first row and the end of the expert's rows; before them the number of blocks."""
+    count = tl.where(expert < experts, tl.cdiv(end - start, ROWS), 0)
+    first = tl.cumsum(count) - count
+    tl.store(blocks, tl.sum(count))
+    for block in range(tl.max(count)):
+        entry = blocks + 1 + first + block
+        present = block < count
+        tl.store(entry, expert, present)
+        tl.store(entry + STRIDE, start + block * ROWS, present)
+        tl.store(entry + 2 * STRIDE, end, present)
+
+
+@triton.jit
+def sort_pairs(
+    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts,
+    STRIDE: tl.constexpr, ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Pairs of one expert come in any order, which changes no result: each is a row of its own.
+
+    Args:
+        topk_ids: (pairs,) int32, a token's next to each other.
+        order: (pairs,) int32 out: which pair a row is.
+        offsets: (BINS + 1,) int32 out: where each expert's rows begin; the last is the number of rows.
+        cursors: (BINS,) int32, scratch.
+        blocks: (1 + 3 STRIDE,) int32 out; see ``_write_blocks``.
+        BINS: power of two, not less than ``experts``.
+    """
+    expert = tl.arange(0, BINS)
+    counts = tl.zeros((BINS,), tl.int32)
+    for start in range(0, pairs, CHUNK):
+        which, local = _local_experts(topk_ids, start + tl.arange(0, CHUNK), pairs, first_expert, experts)
+        counts += tl.histogram(which, BINS, mask=local)
+    ends = tl.cumsum(counts)
+    starts = ends - counts
+    tl.store(offsets + expert, starts)
+    tl.store(offsets + BINS, tl.sum(counts))
+    tl.store(cursors + expert, starts)
+    _write_blocks(blocks, expert, starts, ends, experts, STRIDE, ROWS)
+    tl.debug_barrier()  # every thread adds to cursors that others have written
+    for start in range(0, pairs, CHUNK):
+        index = start + tl.arange(0, CHUNK)
+        which, local = _local_experts(topk_ids, index, pairs, first_expert, experts)
+        row = tl.atomic_add(cursors + which, 1, mask=local, sem="relaxed")
+        tl.store(order + row, index, local)

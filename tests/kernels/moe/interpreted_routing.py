@@ -1,0 +1,19 @@
+"""Routes tokens in Triton's interpreter, a process of its own, and prints {case: what is wrong}; see ``routed``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the imports
+
+import numpy as np
+
+from tests.kernels import rounding_interpreter
+from tests.kernels.moe.routed import Routed, cases, faults
+
+if __name__ == "__main__":
+    rounding_interpreter.install()
+    found = cases() | {"broken": Routed("renormalize", 8, 2, spoilt=True)}
+    with np.errstate(all="ignore"):
+        print(json.dumps({label: faults(case) for label, case in found.items()}))
