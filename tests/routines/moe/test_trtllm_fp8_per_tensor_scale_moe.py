@@ -99,9 +99,5 @@ def test_limits_of_the_library(flags, says):
     assert_refused(NAME, "trtllm", f"{CASE} {flags}", says)
 
 
-def test_rows_of_the_kernels_here_begin_at_16_bytes():
-    assert_refused(NAME, "triton", f"{CASE} --hidden_size 48", "must be divisible by 32")
-
-
 def test_without_a_gpu_flashinfer_says_why():
     assert_runs_nowhere_without_gpu(NAME, "trtllm", CASE)

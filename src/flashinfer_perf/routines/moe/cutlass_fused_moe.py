@@ -256,10 +256,14 @@ def arguments(case: MoeFlags, problem: Problem) -> dict[str, Any]:
     return {**given, "output": room(case, problem)}
 
 
-@cutlass_fused_moe.backend("triton", requires=launches.TRITON, ignores=IGNORED)
+def kernels_of(case: MoeFlags) -> str:
+    return VARIANTS[case.cutlass_variant].kernels
+
+
+@cutlass_fused_moe.backend("triton", requires=launches.triton(kernels_of), ignores=IGNORED)
 def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
     """This project's Triton kernels; NVFP4 weights meet 16-bit hidden states."""
-    plan = launches.planned(case, problem, layer_of(case), VARIANTS[case.cutlass_variant].kernels)
+    plan = launches.planned(case, problem, layer_of(case), kernels_of(case))
     kwargs = {**arguments(case, problem), "plan": plan}
     return Launch(launches.mixed_by_triton, kwargs=kwargs, mutates=("output",))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flashinfer_perf.core.requirement import capability, case_rule
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.core.requirement import Requirement, capability
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.moe import eager, hidden
 from flashinfer_perf.routines.moe.flags import MoeFlags
@@ -20,18 +21,29 @@ if TYPE_CHECKING:
     from flashinfer_perf.kernels.moe.routing import TritonRouting
     from flashinfer_perf.kernels.moe.weights import ExpertWeights
 
-ROW_BYTES = 32
-"""Elements of a row of weights must be a multiple of this many: in NVFP4, two to a byte, they are 16 bytes."""
-TRITON = (
-    capability(minimum="8.9"),
-    triton_installed,
-    case_rule(
-        "hidden_size and intermediate_size divisible by 32",
-        lambda case: case.hidden_size % ROW_BYTES == 0 and case.intermediate_size // case.tp_size % ROW_BYTES == 0,
-        "rows of weights begin at multiples of 16 bytes: hidden_size and the local intermediate_size must be divisible "
-        "by 32",
-    ),
-)
+MULTIPLES = {"FP8_BLOCK": 128, "NVFP4": 64}
+"""What this project's kernels want both sizes to be multiples of, by format; a test asks them."""
+MULTIPLE = 32
+"""Of the other formats."""
+
+
+def triton(format_of: Callable[[MoeFlags], str]) -> tuple[Requirement, ...]:
+    """What this project's kernels need.
+
+    Args:
+        format_of: gives the name of a member of ``kernels.moe.weights.ExpertFormat``.
+    """
+
+    def unmet(machine: Machine, case: Any) -> str | None:
+        multiple = 1 if case is None else MULTIPLES.get(format_of(case), MULTIPLE)
+        if case is None or not (case.hidden_size % multiple or case.intermediate_size // case.tp_size % multiple):
+            return None
+        return f"the kernels need hidden_size and a rank's part of intermediate_size divisible by {multiple}"
+
+    sizes = Requirement("hidden_size and intermediate_size divisible by 32, in NVFP4 by 64", unmet)
+    return (capability(minimum="8.9"), triton_installed, sizes)
+
+
 SCALES = ("w1_scale", "w2_scale", "w1_global", "w2_global")
 TAKEN = ("x", "x_scale", "w1", "w2", *SCALES, "routing_logits", "routing_bias")
 """Of a problem's tensors, those that these launches read."""
@@ -83,12 +95,13 @@ def by_triton(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> La
     from flashinfer_perf.kernels.moe.routing import TritonRouting
 
     router, kwargs = Router.of(case), arguments(case, problem)
+    grouped = router.method == "deepseek_v3"
     route = TritonRouting(
         router.method,
         num_experts=case.num_experts,
         top_k=router.top_k,
-        n_group=router.n_group,
-        topk_group=router.topk_group,
+        n_group=router.n_group if grouped else None,
+        topk_group=router.topk_group if grouped else None,
         routed_scaling_factor=router.scaling,
     )
     weights = torch.empty(case.num_tokens, case.top_k, device=problem["x"].device)

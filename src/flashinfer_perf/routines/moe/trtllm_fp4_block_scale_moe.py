@@ -78,7 +78,7 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
     return tuning.tuned(case, launch)
 
 
-@trtllm_fp4_block_scale_moe.backend("triton", requires=launches.TRITON, ignores=IGNORED)
+@trtllm_fp4_block_scale_moe.backend("triton", requires=launches.triton(lambda case: "NVFP4"), ignores=IGNORED)
 def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
     """This project's Triton kernels on 16-bit hidden states, decoding NVFP4 weights on the way."""
     return launches.by_triton(case, problem, trtllm.layer_of(case), "NVFP4")

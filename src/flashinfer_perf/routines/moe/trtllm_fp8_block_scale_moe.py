@@ -16,7 +16,7 @@ from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 
 BLOCK_MAJOR = 2
-LAYOUTS_IGNORED = ("use_shuffled_weight", "weight_layout", "autotune", "enable_pdl")
+IGNORED = ("use_shuffled_weight", "weight_layout", "autotune", "enable_pdl")
 
 
 @routine(
@@ -96,13 +96,13 @@ def arranged(case: MoeFlags, weights: torch.Tensor) -> torch.Tensor:
     return weights if plain else trtllm_call.each_expert(weights, one)
 
 
-@trtllm_fp8_block_scale_moe.backend("triton", requires=launches.TRITON, ignores=LAYOUTS_IGNORED)
+@trtllm_fp8_block_scale_moe.backend("triton", requires=launches.triton(lambda case: "FP8_BLOCK"), ignores=IGNORED)
 def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
     """This project's Triton kernels."""
     return launches.by_triton(case, problem, trtllm.layer_of(case), "FP8_BLOCK")
 
 
-@trtllm_fp8_block_scale_moe.backend("torch", ignores=LAYOUTS_IGNORED)
+@trtllm_fp8_block_scale_moe.backend("torch", ignores=IGNORED)
 def torch_eager(case: MoeFlags, problem: Problem) -> Launch:
     """PyTorch, an expert at a time, in 16 bits."""
     return launches.by_torch(case, problem, trtllm.layer_of(case))

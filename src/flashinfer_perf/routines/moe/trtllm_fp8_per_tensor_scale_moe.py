@@ -63,7 +63,7 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
     return tuning.tuned(case, launch)
 
 
-@trtllm_fp8_per_tensor_scale_moe.backend("triton", requires=launches.TRITON, ignores=IGNORED)
+@trtllm_fp8_per_tensor_scale_moe.backend("triton", requires=launches.triton(lambda case: "FP8_TENSOR"), ignores=IGNORED)
 def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
     """This project's Triton kernels."""
     return launches.by_triton(case, problem, trtllm.layer_of(case), "FP8_TENSOR")
