@@ -18,6 +18,9 @@ from tests.kernels.moe.mixture import Mixture, relative_error
 
 NARROW = Tiles(16, 4, ProductTiles(32, 64, 4, 2), ProductTiles(32, 64, 4, 2))
 WIDE = Tiles(32, 1, ProductTiles(128, 128, 4, 2), ProductTiles(128, 256, 4, 2))
+EXTRA = NARROW._replace(extra=64)
+LOADS = (10, 0, 30, 45, 90)
+"""One for each size of a tile with extra rows, with none, and one of two blocks."""
 SMALL = Mixture(ExpertFormat.BF16, tokens=4, experts=4, top_k=2, hidden=128)
 
 
@@ -25,6 +28,9 @@ def cases() -> dict[str, Mixture]:
     found = {f"activation {name}": SMALL._replace(activation=name) for name in ACTIVATIONS}
     for format in ExpertFormat:
         found |= {f"{format.value}, {label}": case for label, case in of_format(SMALL._replace(format=format)).items()}
+    sizes = SMALL._replace(experts=len(LOADS), tokens=sum(LOADS), top_k=1, loads=LOADS, tiles=EXTRA)
+    for format in (ExpertFormat.BF16, ExpertFormat.FP8_BLOCK, ExpertFormat.NVFP4):
+        found[f"{format.value}, every size of a block"] = sizes._replace(format=format)
     return found | of_scales()
 
 

@@ -37,6 +37,8 @@ class Mixture(NamedTuple):
     """x comes in FP8."""
     busy: int = 0
     """Experts that all tokens go to, if not 0, so that the others are idle."""
+    loads: tuple[int, ...] = ()
+    """Tokens of each expert, if given, in the order of experts; of one expert each."""
     tiles: Tiles | None = None
     calls: int = 1
     """More find the workspaces as the first one left them."""
@@ -104,11 +106,17 @@ def make(mixture: Mixture, device: str) -> Made:
         first.global_scale,
         second.global_scale,
     )
-    chosen = mixture.busy or mixture.experts
-    ids = torch.stack([torch.randperm(chosen, generator=generator)[: mixture.top_k] for _ in range(mixture.tokens)])
+    ids = chosen_experts(mixture, generator)
     weights = torch.rand(mixture.tokens, mixture.top_k, generator=generator)
     x = normal(mixture.tokens, mixture.hidden).to(mixture.dtype)
     return Made(x, ids.to(torch.int32).to(device), weights.to(device), experts, first.values, second.values)
+
+
+def chosen_experts(mixture: Mixture, generator: torch.Generator) -> torch.Tensor:
+    if mixture.loads:
+        return torch.arange(mixture.experts).repeat_interleave(torch.tensor(mixture.loads))[:, None]
+    chosen = mixture.busy or mixture.experts
+    return torch.stack([torch.randperm(chosen, generator=generator)[: mixture.top_k] for _ in range(mixture.tokens)])
 
 
 def encode(format: ExpertFormat, values: torch.Tensor, dtype: torch.dtype) -> Encoded:

@@ -121,7 +121,7 @@ class TritonExperts:
         pairs, experts = self.num_tokens * self.top_k, self.weights.num_experts
         self._pairs = pairs
         self._bins = triton.next_power_of_2(max(experts, 32))
-        self._stride = most_blocks(pairs, experts, self.tiles.rows)
+        self._stride = most_blocks(pairs, experts, self.tiles.rows + self.tiles.extra)
         self._order, self._offsets, self._cursors, self._blocks = (
             torch.empty(length, dtype=torch.int32, device=device)
             for length in (pairs, self._bins + 1, self._bins, 1 + 3 * self._stride)
@@ -153,8 +153,8 @@ class TritonExperts:
         prepare[(1 + (self.num_tokens if form else 0),)](
             topk_ids, self._order, self._offsets, self._cursors, self._blocks, self._pairs, self.expert_offset,
             self.weights.num_experts, self._scales, x, convert.elements, convert.scale, convert.columns,
-            STRIDE=self._stride, ROWS=self.tiles.rows, BINS=self._bins, CHUNK=CHUNK, FORM=form, WIDTH=convert.width,
-            num_warps=PREPARE_WARPS,
+            STRIDE=self._stride, ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=CHUNK, FORM=form,
+            WIDTH=convert.width, num_warps=PREPARE_WARPS,
         )  # fmt: skip
         if ready:
             return self._quantised(x, x_scale)
@@ -220,6 +220,7 @@ class TritonExperts:
         return {
             "STRIDE": self._stride,
             "ROWS": self.tiles.rows,
+            "EXTRA": self.tiles.extra,
             "FORMAT": KERNEL_FORMATS.get(self.weights.format, "scaled"),
             "COLUMNS": tiles.columns,
             "DEPTH": tiles.depth,

@@ -14,7 +14,6 @@ from flashinfer_perf.kernels.moe.fp4_order import ordered
 
 K_BLOCK = tl.constexpr(128)
 """Elements of k that share a scale, in blocks."""
-FP4_BLOCK = tl.constexpr(16)
 
 
 @triton.jit
@@ -42,36 +41,51 @@ def _weights(pointers, offset, k, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _row_pointers(x, row, depth, k):
+    return x + row.to(tl.int64)[None, :] * k + depth[:, None]
+
+
+@triton.jit
 def plain(
-    x, row, present, w, up_rows, gate_rows, k,
-    GATED: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+    x, row, present, more, more_present, w, up_rows, gate_rows, k,
+    GATED: tl.constexpr, EXTRA: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Products with elements as they are, up and gate: fp32 (columns, rows) each.
+    """Products with elements as they are: up and gate of the rows, up and gate of more rows, fp32 (columns, rows) each.
 
     Args:
-        x: (…, k) activations; ``row`` says which, ``present`` whether.
+        x: (…, k) activations; ``row`` says which, ``present`` whether; likewise ``more``, which share the weights.
         w: one expert's weights, (…, k); ``up_rows`` and ``gate_rows`` say which.
-        GATED: otherwise the gate is zeros.
+        GATED: otherwise the gates are zeros.
+        EXTRA: 0 for no more rows; results for them are zeros.
         WHOLE: k is a multiple of DEPTH.
     """
     depth = tl.arange(0, DEPTH)
-    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+    right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
     left = w + up_rows[:, None] * k + depth[None, :]
     left_gate = w + gate_rows[:, None] * k + depth[None, :]
     up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
-    gate = tl.zeros_like(up)
+    more_up = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
+    gate, more_gate = tl.zeros_like(up), tl.zeros_like(more_up)
     for start in range(0, k, DEPTH):
         offset = start + depth
         rows = _load(right + start, present[None, :], offset[:, None], k, WHOLE)
-        up = _dot(_weights(left + start, offset[None, :], k, WHOLE), rows, up, UPCAST)
+        weights = _weights(left + start, offset[None, :], k, WHOLE)
+        up = _dot(weights, rows, up, UPCAST)
+        if EXTRA > 0:
+            more_rows = _load(more_right + start, more_present[None, :], offset[:, None], k, WHOLE)
+            more_up = _dot(weights, more_rows, more_up, UPCAST)
         if GATED:
-            gate = _dot(_weights(left_gate + start, offset[None, :], k, WHOLE), rows, gate, UPCAST)
-    return up, gate
+            weights = _weights(left_gate + start, offset[None, :], k, WHOLE)
+            gate = _dot(weights, rows, gate, UPCAST)
+            if EXTRA > 0:
+                more_gate = _dot(weights, more_rows, more_gate, UPCAST)
+    return up, gate, more_up, more_gate
 
 
 @triton.jit
 def in_blocks(
-    x, x_scale, row, present, w, w_scale, up_rows, gate_rows, k, GATED: tl.constexpr, UPCAST: tl.constexpr
+    x, x_scale, row, present, more, more_present, w, w_scale, up_rows, gate_rows, k,
+    GATED: tl.constexpr, EXTRA: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The same of FP8 in blocks of 128 x 128: a block's product is scaled and added in fp32.
 
@@ -81,25 +95,30 @@ def in_blocks(
     """
     depth = tl.arange(0, K_BLOCK)
     blocks = k // K_BLOCK
-    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+    right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
     left = w + up_rows[:, None] * k + depth[None, :]
     left_gate = w + gate_rows[:, None] * k + depth[None, :]
-    x_scales = x_scale + row.to(tl.int64) * blocks
+    scales, more_scales = x_scale + row.to(tl.int64) * blocks, x_scale + more.to(tl.int64) * blocks
     up_scales = w_scale + tl.min(up_rows) // K_BLOCK * blocks
     gate_scales = w_scale + tl.min(gate_rows) // K_BLOCK * blocks
-    up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
-    gate = tl.zeros_like(up)
-    none = tl.zeros_like(up)
+    none = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
+    more_none = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
+    up, gate, more_up, more_gate = none, none, more_none, more_none
     for block in range(blocks):
         start = block * K_BLOCK
-        rows = tl.load(right + start, present[None, :], 0.0)
-        scale = tl.load(x_scales + block, present, 0.0)
-        weights = tl.load(left + start, eviction_policy="evict_first")
-        up += _dot(weights, rows, none, UPCAST) * (scale * tl.load(up_scales + block))[None, :]
+        rows, scale = tl.load(right + start, present[None, :], 0.0), tl.load(scales + block, present, 0.0)
+        weights, factor = tl.load(left + start, eviction_policy="evict_first"), tl.load(up_scales + block)
+        up += _dot(weights, rows, none, UPCAST) * (scale * factor)[None, :]
+        if EXTRA > 0:
+            more_rows = tl.load(more_right + start, more_present[None, :], 0.0)
+            more_scale = tl.load(more_scales + block, more_present, 0.0)
+            more_up += _dot(weights, more_rows, more_none, UPCAST) * (more_scale * factor)[None, :]
         if GATED:
-            weights = tl.load(left_gate + start, eviction_policy="evict_first")
-            gate += _dot(weights, rows, none, UPCAST) * (scale * tl.load(gate_scales + block))[None, :]
-    return up, gate
+            weights, factor = tl.load(left_gate + start, eviction_policy="evict_first"), tl.load(gate_scales + block)
+            gate += _dot(weights, rows, none, UPCAST) * (scale * factor)[None, :]
+            if EXTRA > 0:
+                more_gate += _dot(weights, more_rows, more_none, UPCAST) * (more_scale * factor)[None, :]
+    return up, gate, more_up, more_gate
 
 
 @triton.jit
@@ -110,15 +129,15 @@ def _decoded(pointers, scales, byte, group, k, HALF: tl.constexpr, WHOLE: tl.con
         scale = tl.load(scales, eviction_policy="evict_first")
     else:
         packed = tl.load(pointers, (byte * 2 < k)[None, :], 0, eviction_policy="evict_first")
-        scale = tl.load(scales, (group * FP4_BLOCK < k)[None, :], 0, eviction_policy="evict_first")
+        scale = tl.load(scales, (group * 16 < k)[None, :], 0, eviction_policy="evict_first")
     even, odd = decode(packed, scale.to(tl.float8e4nv, bitcast=True), HALF, HARDWARE)
     return ordered(even, odd)
 
 
 @triton.jit
 def fp4(
-    x, row, present, w, w_scale, up_rows, gate_rows, k,
-    GATED: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+    x, row, present, more, more_present, w, w_scale, up_rows, gate_rows, k,
+    GATED: tl.constexpr, EXTRA: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
 
@@ -127,26 +146,32 @@ def fp4(
         w_scale: uint8, the expert's (rows, k / 16), E4M3.
     """
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
-    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // 2), tl.arange(0, DEPTH // FP4_BLOCK)
-    length, groups = k // 2, k // FP4_BLOCK
+    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // 2), tl.arange(0, DEPTH // 16)
+    length, groups = k // 2, k // 16
     if WHOLE:  # what the compiler cannot know: without it scales are read byte by byte, and none ahead
-        length, groups = tl.multiple_of(length, DEPTH // 2), tl.multiple_of(groups, DEPTH // FP4_BLOCK)
-    right = x + row.to(tl.int64)[None, :] * k + depth[:, None]
+        length, groups = tl.multiple_of(length, DEPTH // 2), tl.multiple_of(groups, DEPTH // 16)
+    right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
     left = w + up_rows[:, None] * length + byte[None, :]
     left_gate = w + gate_rows[:, None] * length + byte[None, :]
     scales = w_scale + up_rows[:, None] * groups + group[None, :]
     gate_scales = w_scale + gate_rows[:, None] * groups + group[None, :]
     up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
-    gate = tl.zeros_like(up)
+    more_up = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
+    gate, more_gate = tl.zeros_like(up), tl.zeros_like(more_up)
     for start in range(0, k, DEPTH):
         first_byte, first_group = start // 2, start // 16
         bytes_at, groups_at = first_byte + byte, first_group + group
         rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
         weights = _decoded(left + first_byte, scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
         up = _dot(weights, rows, up, UPCAST)
+        if EXTRA > 0:
+            more_rows = _load(more_right + start, more_present[None, :], (start + depth)[:, None], k, WHOLE)
+            more_up = _dot(weights, more_rows, more_up, UPCAST)
         if GATED:
             weights = _decoded(
                 left_gate + first_byte, gate_scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST
             )
             gate = _dot(weights, rows, gate, UPCAST)
-    return up, gate
+            if EXTRA > 0:
+                more_gate = _dot(weights, more_rows, more_gate, UPCAST)
+    return up, gate, more_up, more_gate

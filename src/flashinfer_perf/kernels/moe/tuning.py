@@ -28,6 +28,10 @@ class Tiles(NamedTuple):
     """Blocks that take the same columns at the same time."""
     first: ProductTiles
     second: ProductTiles
+    extra: int = 0
+    """Rows that a block may have beyond those: a power of two, 64 at least, or 0. Weights are brought in once for all
+    of a block's rows, and products are of few more rows than there are: a quarter, half or all of the extra ones.
+    """
 
 
 class Tuned(NamedTuple):

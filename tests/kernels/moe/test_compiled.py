@@ -1,0 +1,96 @@
+"""What the compiler makes of a mixture's products for Hopper, which needs no GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
+
+from flashinfer_perf.kernels.moe.experts import TritonExperts
+from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles
+from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
+from tests.kernels.moe.compiling import call, compile_instead
+
+HOPPER, ADA = (9, 0), (8, 9)
+SHARED_BYTES = {HOPPER: 227 << 10, ADA: 99 << 10}
+"""Of a program, at most."""
+HIDDEN, INTERMEDIATE, EXPERTS = 7168, 2048, 2
+MANY = Tiles(128, 8, ProductTiles(64, 64, 8, 3), ProductTiles(64, 64, 8, 3), extra=64)
+
+
+def weights(format: ExpertFormat) -> ExpertWeights:
+    """DeepSeek-R1's sizes, of memory that nobody touches."""
+    first, second = (EXPERTS, 2 * INTERMEDIATE, HIDDEN), (EXPERTS, HIDDEN, INTERMEDIATE)
+    of = lambda dtype, *shape: torch.empty(shape, dtype=dtype)  # noqa: E731
+    if format is ExpertFormat.BF16:
+        return ExpertWeights(format, of(torch.bfloat16, *first), of(torch.bfloat16, *second))
+    if format is ExpertFormat.NVFP4:
+        elements = (of(torch.uint8, *shape[:2], shape[2] // 2) for shape in (first, second))
+        scales = (of(torch.uint8, *shape[:2], shape[2] // 16) for shape in (first, second))
+        return ExpertWeights(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS))
+    elements = (of(torch.float8_e4m3fn, *shape) for shape in (first, second))
+    shapes = (first[:2], second[:2])
+    if format is ExpertFormat.FP8_BLOCK:
+        shapes = tuple((EXPERTS, shape[1] // 128, shape[2] // 128) for shape in (first, second))
+    return ExpertWeights(format, *elements, *(of(torch.float32, *shape) for shape in shapes))
+
+
+def compiled(monkeypatch, format: ExpertFormat, tokens: int, capability=HOPPER, tiles=None) -> dict[str, object]:
+    found = compile_instead(monkeypatch, capability)
+    options = {"num_tokens": tokens, "top_k": 1, "num_experts": EXPERTS, "dtype": torch.bfloat16}
+    call(TritonExperts(weights(format), **options, tiles=tiles))
+    return found
+
+
+PRODUCTS = ("first_product", "second_product")
+INSTRUCTION = {
+    ExpertFormat.BF16: r"wgmma\.mma_async\S+\.m64n\d+k16\.f32\.bf16\.bf16",
+    ExpertFormat.FP8_CHANNEL: r"wgmma\.mma_async\S+\.m64n\d+k32\.f32\.e4m3\.e4m3",
+    ExpertFormat.FP8_BLOCK: r"wgmma\.mma_async\S+\.m64n\d+k32\.f32\.e4m3\.e4m3",
+    ExpertFormat.NVFP4: r"wgmma\.mma_async\S+\.m64n\d+k16\.f32\.bf16\.bf16",
+}
+
+
+@pytest.mark.parametrize("format", INSTRUCTION)
+def test_few_tokens_stream_weights_past_the_registers(monkeypatch, format):
+    found = compiled(monkeypatch, format, 2)
+    for name in PRODUCTS:
+        ptx = found[name].asm["ptx"]
+        assert re.search(INSTRUCTION[format], ptx)
+        assert "cp.async.cg.shared.global" in ptx, "loads overlap with products"
+        assert ".local" not in ptx, "nothing is spilt"
+        assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]
+
+
+def test_decoded_weights_go_from_registers_to_tensor_cores(monkeypatch):
+    """Neither elements nor their scales pass between threads but by the one way from shared memory."""
+    found = compiled(monkeypatch, ExpertFormat.NVFP4, 2)
+    for name in PRODUCTS:
+        loop = re.search(r"scf\.for.*?scf\.yield", found[name].asm["ttgir"], re.DOTALL).group()
+        dots = [line for line in loop.splitlines() if "warp_group_dot " in line]
+        assert dots
+        assert all(re.search(r": tensor<\S+, #\S+dot_op<", line) for line in dots)
+        assert "local_alloc" not in loop
+        loads = re.findall(r"ld\.global\S*", found[name].asm["ptx"].split("wgmma.mma_async")[1])
+        assert loads == [], "scales are copied ahead, too"
+
+
+@pytest.mark.parametrize("format", [ExpertFormat.FP8_CHANNEL, ExpertFormat.NVFP4])
+def test_many_tokens_multiply_weights_once_for_all_of_a_block(monkeypatch, format):
+    found = compiled(monkeypatch, format, 256, tiles=MANY)
+    for name in PRODUCTS:
+        sizes = set(re.findall(r"wgmma\.mma_async\S+\.m64n(\d+)k", found[name].asm["ptx"]))
+        assert {"64", "32", "16"} <= sizes or {"128", "64", "32", "16"} <= sizes
+        assert ".local" not in found[name].asm["ptx"]
+        assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]
+
+
+@pytest.mark.parametrize(("format", "tokens"), [(ExpertFormat.BF16, 2), (ExpertFormat.FP8_BLOCK, 256)])
+def test_ada_has_the_memory_for_it(monkeypatch, format, tokens):
+    found = compiled(monkeypatch, format, tokens, ADA)
+    for name in PRODUCTS:
+        assert "mma.sync" in found[name].asm["ptx"]
+        assert found[name].metadata.shared <= SHARED_BYTES[ADA]
