@@ -168,16 +168,24 @@ def spread_scale(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def expected(mixture: Mixture, made: Made, x: torch.Tensor) -> torch.Tensor:
-    """Pair by pair, in fp32 but for the intermediate values, which are rounded."""
+    """In fp32 but for the intermediate values, which are rounded."""
     local = made.ids - mixture.offset
     tokens, slots = ((local >= 0) & (local < len(made.w1))).nonzero(as_tuple=True)
     weights = made.weights[tokens, slots][:, None]
     experts = local[tokens, slots]
-    products = torch.stack([made.w1[e] @ x[t] for e, t in zip(experts, tokens, strict=True)])
+    products = _by_expert(made.w1, x[tokens], experts)
     inner = activated(mixture, products * weights if mixture.on_input else products)
-    results = torch.stack([made.w2[e] @ row for e, row in zip(experts, rounded(mixture, inner), strict=True)])
+    results = _by_expert(made.w2, rounded(mixture, inner), experts)
     results = results if mixture.on_input else results * weights
     return torch.zeros_like(x).index_add(0, tokens, results)
+
+
+def _by_expert(matrices: torch.Tensor, rows: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    """Each row times the matrix of its expert."""
+    products = rows.new_empty(len(rows), matrices.shape[1])
+    for expert, matrix in enumerate(matrices):
+        products[experts == expert] = rows[experts == expert] @ matrix.T
+    return products
 
 
 def activated(mixture: Mixture, products: torch.Tensor) -> torch.Tensor:

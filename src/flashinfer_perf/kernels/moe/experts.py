@@ -152,8 +152,8 @@ class TritonExperts:
         form = "" if ready or convert.form == "tensor" else convert.form
         prepare[(1 + (self.num_tokens if form else 0),)](
             topk_ids, self._order, self._offsets, self._cursors, self._blocks, self._pairs, self.expert_offset,
-            self.weights.num_experts, self._scales, x, convert.elements, convert.scale, convert.columns,
-            STRIDE=self._stride, ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=CHUNK, FORM=form,
+            self.weights.num_experts, self._stride, self._scales, x, convert.elements, convert.scale, convert.columns,
+            ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=CHUNK, FORM=form,
             WIDTH=convert.width, num_warps=PREPARE_WARPS,
         )  # fmt: skip
         if ready:
@@ -180,7 +180,7 @@ class TritonExperts:
         tiles = triton.cdiv(size, self.tiles.first.columns)
         first_product[self._grid(tiles)](
             left.elements, left.scale, left.scale_stride, *self._matrix("w1"), out, self._second_input.scale,
-            self._order, self._blocks, topk_weights, size, weights.hidden_size, tiles,
+            self._order, self._blocks, self._stride, topk_weights, size, weights.hidden_size, tiles,
             TOP_K=self.top_k, ACTIVATION=self.activation, GATED=self.activation in GATED,
             WEIGHTED=self.scales_on_input, FP4_ORDER=weights.format is ExpertFormat.NVFP4,
             **self._options(self.tiles.first, weights.hidden_size),
@@ -192,7 +192,7 @@ class TritonExperts:
         elements = convert.elements if convert.form else self._intermediate
         second_product[self._grid(tiles)](
             elements, convert.scale, convert.scale_stride, *self._matrix("w2"), self._products,
-            self._order, self._blocks, weights.hidden_size, weights.intermediate_size, tiles,
+            self._order, self._blocks, self._stride, weights.hidden_size, weights.intermediate_size, tiles,
             **self._options(self.tiles.second, weights.intermediate_size),
         )  # fmt: skip
 
@@ -218,7 +218,6 @@ class TritonExperts:
 
     def _options(self, tiles: ProductTiles, k: int) -> dict[str, object]:
         return {
-            "STRIDE": self._stride,
             "ROWS": self.tiles.rows,
             "EXTRA": self.tiles.extra,
             "FORMAT": KERNEL_FORMATS.get(self.weights.format, "scaled"),

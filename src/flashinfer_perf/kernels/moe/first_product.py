@@ -58,11 +58,11 @@ def _tile(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def first_product(
-    x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order, blocks, topk_weights,
-    n, k, tiles,
-    TOP_K: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr,
+    x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order, blocks, stride,
+    topk_weights, n, k, tiles,
+    TOP_K: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, FP4_ORDER: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, NEIGHBOURS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +78,7 @@ def first_product(
     """
     block, tile = place(tiles, NEIGHBOURS)
     if block < tl.load(blocks):
-        expert, first, end = block_of(blocks, block, STRIDE)
+        expert, first, end = block_of(blocks, block, stride)
         for size in tl.static_range(4 if EXTRA > 0 else 1):
             if of_size(end - first - ROWS, size, EXTRA):
                 _tile(

@@ -9,10 +9,10 @@ from flashinfer_perf.kernels.moe.rows import SMALLEST, convert_row
 from flashinfer_perf.kernels.moe.sorting import sort_pairs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def prepare(
-    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, scales, x, x_out, x_scale, columns,
-    STRIDE: tl.constexpr, ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr,
+    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, scales, x, x_out, x_scale, columns,
+    ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """1 program, and one for every token where there is a FORM (see ``rows.convert_row``).
@@ -23,6 +23,6 @@ def prepare(
     program = tl.program_id(0)
     if program == 0:
         tl.store(scales + tl.arange(0, 2), tl.zeros((2,), tl.float32) + SMALLEST)
-        sort_pairs(topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, STRIDE, ROWS, BINS, CHUNK)
+        sort_pairs(topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, ROWS, BINS, CHUNK)
     elif FORM != "":
         convert_row(x, x_out, x_scale, program - 1, columns, FORM, WIDTH)

@@ -38,10 +38,10 @@ def _tile(
         _finish(more_result, more, more_present, out, order, column, n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def second_product(
-    x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, order, blocks, n, k, tiles,
-    STRIDE: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, COLUMNS: tl.constexpr,
+    x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, order, blocks, stride, n, k, tiles,
+    ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr, WHOLE: tl.constexpr, NEIGHBOURS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out[pair of the row] = x[row] times the expert's w2; more programs than tiles do no harm.
@@ -55,7 +55,7 @@ def second_product(
     """
     block, tile = place(tiles, NEIGHBOURS)
     if block < tl.load(blocks):
-        expert, first, end = block_of(blocks, block, STRIDE)
+        expert, first, end = block_of(blocks, block, stride)
         for size in tl.static_range(4 if EXTRA > 0 else 1):
             if of_size(end - first - ROWS, size, EXTRA):
                 _tile(

@@ -28,7 +28,7 @@ def _local_experts(topk_ids, index, pairs, first_expert, experts):
 
 
 @triton.jit
-def _write_blocks(blocks, expert, start, end, experts, STRIDE: tl.constexpr, ROWS: tl.constexpr):
+def _write_blocks(blocks, expert, start, end, experts, stride, ROWS: tl.constexpr):
     """Of every block its expert, its first row and the end of the expert's rows; before them the number of blocks."""
     count = tl.where(expert < experts, tl.cdiv(end - start, ROWS), 0)
     first = tl.cumsum(count) - count
@@ -37,14 +37,14 @@ def _write_blocks(blocks, expert, start, end, experts, STRIDE: tl.constexpr, ROW
         entry = blocks + 1 + first + block
         present = block < count
         tl.store(entry, expert, present)
-        tl.store(entry + STRIDE, start + block * ROWS, present)
-        tl.store(entry + 2 * STRIDE, end, present)
+        tl.store(entry + stride, start + block * ROWS, present)
+        tl.store(entry + 2 * stride, end, present)
 
 
 @triton.jit
 def sort_pairs(
-    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts,
-    STRIDE: tl.constexpr, ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
+    topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride,
+    ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """Pairs of one expert come in any order, which changes no result: each is a row of its own.
 
@@ -53,7 +53,7 @@ def sort_pairs(
         order: (pairs,) int32 out: which pair a row is.
         offsets: (BINS + 1,) int32 out: where each expert's rows begin; the last is the number of rows.
         cursors: (BINS,) int32, scratch.
-        blocks: (1 + 3 STRIDE,) int32 out; see ``_write_blocks``.
+        blocks: (1 + 3 stride,) int32 out; see ``_write_blocks``.
         BINS: power of two, not less than ``experts``.
     """
     expert = tl.arange(0, BINS)
@@ -66,7 +66,7 @@ def sort_pairs(
     tl.store(offsets + expert, starts)
     tl.store(offsets + BINS, tl.sum(counts))
     tl.store(cursors + expert, starts)
-    _write_blocks(blocks, expert, starts, ends, experts, STRIDE, ROWS)
+    _write_blocks(blocks, expert, starts, ends, experts, stride, ROWS)
     tl.debug_barrier()  # every thread adds to cursors that others have written
     for start in range(0, pairs, CHUNK):
         index = start + tl.arange(0, CHUNK)

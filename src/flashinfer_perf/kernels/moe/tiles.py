@@ -23,10 +23,10 @@ def place(tiles, NEIGHBOURS: tl.constexpr):
 
 
 @triton.jit
-def block_of(blocks, block, STRIDE: tl.constexpr):
+def block_of(blocks, block, stride):
     """A block's expert, its first row, and the end of the expert's rows."""
     entry = blocks + 1 + block
-    return tl.load(entry), tl.load(entry + STRIDE), tl.load(entry + 2 * STRIDE)
+    return tl.load(entry), tl.load(entry + stride), tl.load(entry + 2 * stride)
 
 
 @triton.jit

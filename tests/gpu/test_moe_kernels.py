@@ -1,0 +1,93 @@
+"""The fused mixture in Triton on a GPU, beside fp32 mathematics over the decoded weights; and routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: torch for CUDA brings it")
+
+from flashinfer_perf.kernels.moe.activations import ACTIVATIONS
+from flashinfer_perf.kernels.moe.experts import OLDEST
+from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles
+from flashinfer_perf.kernels.moe.weights import ExpertFormat
+from tests.kernels.moe.mixture import Mixture, relative_error
+from tests.kernels.moe.routed import Routed, cases, faults
+
+SUPPORTED = torch.cuda.is_available() and torch.cuda.get_device_capability() >= OLDEST
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not SUPPORTED, reason="needs an NVIDIA GPU of compute capability 8.9 or later"),
+]
+ROUNDINGS = 2**-8
+"""Relative: a product and a sum are rounded to bf16, by 2^-9 at most."""
+FP8_SUMS = 2**-7
+"""Hopper sums products of FP8 with some 14 bits: 2^-14 of the largest sum to an instruction, and an intermediate value
+that lies between two numbers of FP8 may go to the other."""
+EXTRA = Tiles(64, 8, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 3), extra=64)
+R1 = Mixture(ExpertFormat.BF16, experts=32, top_k=8, hidden=1792, intermediate=512)
+"""DeepSeek-R1's, a quarter in size and an eighth in experts."""
+
+
+@pytest.fixture(autouse=True)
+def exact_fp32():
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def tolerance(format: ExpertFormat) -> float:
+    return ROUNDINGS + (FP8_SUMS if format.fp8 else 0)
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 4096])
+@pytest.mark.parametrize("format", list(ExpertFormat))
+def test_every_format_and_load(format, tokens):
+    assert relative_error(R1._replace(format=format, tokens=tokens, calls=2), "cuda") < tolerance(format)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("format", list(ExpertFormat))
+def test_blocks_with_extra_rows(format, dtype):
+    loads = (70, 0, 85, 100, 120, 300)
+    mixture = R1._replace(format=format, experts=len(loads), tokens=sum(loads), loads=loads, top_k=1, tiles=EXTRA)
+    assert relative_error(mixture._replace(dtype=dtype), "cuda") < tolerance(format)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation(activation):
+    assert relative_error(R1._replace(activation=activation, tokens=16), "cuda") < tolerance(R1.format)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"format": ExpertFormat.FP8_TENSOR, "static": True},
+        {"format": ExpertFormat.FP8_TENSOR, "per_token": True},
+        {"format": ExpertFormat.FP8_CHANNEL, "per_token": False},
+        {"format": ExpertFormat.FP8_BLOCK, "quantised": True},
+        {"format": ExpertFormat.FP8_CHANNEL, "on_input": True, "top_k": 1},
+        {"format": ExpertFormat.NVFP4, "offset": 8, "local": 8},
+        {"format": ExpertFormat.NVFP4, "hidden": 960, "intermediate": 192},
+        {"format": ExpertFormat.BF16, "hidden": 720, "intermediate": 336},
+    ],
+)
+def test_scales_local_experts_and_ragged_sizes(changed):
+    mixture = R1._replace(tokens=50, **changed)
+    assert relative_error(mixture, "cuda") < tolerance(mixture.format)
+
+
+@pytest.mark.parametrize("format", list(ExpertFormat))
+def test_a_changed_weight_is_noticed(format):
+    assert relative_error(R1._replace(format=format, tokens=16, spoilt=True), "cuda") > 10 * tolerance(format)
+
+
+@pytest.mark.parametrize("label", cases())
+def test_routing(label):
+    assert faults(cases()[label], "cuda") == ""
+
+
+def test_routing_of_deepseek_r1():
+    case = Routed("deepseek_v3", 256, 8, 8, 4, 2.5, biased=True, tokens=64)
+    assert faults(case, "cuda") == ""
