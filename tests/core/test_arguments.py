@@ -23,6 +23,12 @@ FAMILIES = {
         backends+ page_size= batch_size= s_qo= s_kv= num_qo_heads= num_kv_heads= head_dim_qk= head_dim_vo=
         head_dim_ckv= head_dim_kpe= q_dtype= kv_dtype= causal random_actual_seq_len
     """,
+    "moe": """
+        num_tokens= hidden_size= num_experts= top_k= input_dtype= intermediate_size= n_group= topk_group=
+        routed_scaling_factor= local_expert_offset= local_num_experts= routing_method= use_shuffled_weight
+        weight_layout= use_routing_bias use_routing_scales_on_input weight_dtype= activation-type= autotune
+        cutlass_variant= quantized_input tp_size= tp_rank= ep_size= ep_rank=
+    """,
     "moe_comm": """
         num_tokens= hidden_size= num_experts= top_k= input_dtype= quant_dtype= real_math intermediate_size=
         max_num_tokens= validate nvtx per_phase_timing
@@ -111,6 +117,7 @@ class ToyFlags:
     backends: tuple[str, ...] = backends_flag()
     layers: int = flag(1, since=Since.OURS, help="A newer flag.")
     newest: int = flag(1, since=Since.OURS, help="A newer flag.")
+    coat_kind: int = flag(1, aliases=("--coat-kind",), help="A flag of two spellings.")
 
 
 @dataclass(frozen=True)
@@ -185,6 +192,12 @@ def test_an_ambiguous_prefix_is_refused_with_the_candidates():
 def test_a_newer_flag_makes_no_older_abbreviation_ambiguous():
     assert said("--lay", "flat") == [("--layout", ("flat",))]
     assert said("--layer", "3") == [("--layers", ("3",))]
+
+
+def test_two_spellings_of_a_flag_make_no_abbreviation_ambiguous():
+    """The alias is what an older program knows."""
+    assert said("--coat", "3") == [("--coat-kind", ("3",))]
+    assert said("--coat_k", "3") == [("--coat_kind", ("3",))]
 
 
 def test_a_no_form_makes_no_abbreviation_ambiguous():

@@ -15,6 +15,7 @@ DIFFERENCES = {
     ("group_gemm_fp8_nt_groupwise", "cutlass", "12.0", True),
     ("bmm_fp8", "cutlass", "12.0", True),
     ("mm_fp4", "cutlass", "12.0", True),
+    *(("cutlass_fused_moe", "cutlass", capability, True) for capability in ("8.9", "9.0", "12.0")),
     ("mxfp4_quantize", "cuda", "12.0", True),
     ("nvfp4_quantize", "cuda", "12.0", True),
     ("nvfp4_batched_quantize", "cuda", "12.0", True),

@@ -91,9 +91,9 @@ class Grammar:
         found, age = self._oldest(option)
         if any(other._oldest(option)[1] < age for other in others):
             return token
-        if len(found) > 1:
+        if len({self._options[known].name for known in found}) > 1:
             raise InvalidInput(f"ambiguous flag {option}: it could be {', '.join(sorted(found))}")
-        return found[0] + equals + value if found else token
+        return found[-1] + equals + value if found else token  # of several spellings an alias: it is the older one
 
     def _oldest(self, prefix: str) -> tuple[list[str], float]:
         """The oldest options that begin like this, and their age; the youngest age of all where there are none."""

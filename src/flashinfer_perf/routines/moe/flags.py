@@ -72,7 +72,10 @@ class MoeFlags:
         help=f"Activation between the products: {', '.join(ACTIVATIONS)}; in any case.",
     )
     gated_act: str | None = flag(
-        None, choices=tuple(OF_GATED_ACT), help="The gated activation by its older flag; stands for --activation-type."
+        None,
+        since=Since.OURS,  # documented, and not in the parser: its abbreviations mean other flags there
+        choices=tuple(OF_GATED_ACT),
+        help="The gated activation by its older flag; stands for --activation-type.",
     )
     autotune: bool = flag(
         False,
