@@ -133,8 +133,8 @@ def test_shown():
     [
         ("--tp_size 2 --tp_rank 2", "tp_rank (2) must be below tp_size (2)"),
         ("--ep_rank 1", "ep_rank (1) must be below ep_size (1)"),
-        ("--tp_size 3", "intermediate_size (128) must be divisible by tp_size (3)"),
-        ("--ep_size 3", "num_experts (8) must be divisible by ep_size (3)"),
+        ("--tp_size 3", "tp_size (3) must divide intermediate_size (128)"),
+        ("--ep_size 3", "ep_size (3) must divide num_experts (8)"),
         ("--cutlass_variant nvfp4 --tp_size 16", "must be divisible by 16"),
         ("--top_k 9", "top_k (9) must not exceed num_experts (8)"),
         ("--quantized_input", "--quantized_input is for --cutlass_variant nvfp4, not base"),

@@ -47,6 +47,7 @@ def test_gatedness_is_the_librarys():
     [
         ("", range(8)),
         ("--local_num_experts 0", range(8)),
+        ("--local_expert_offset 5", range(5, 8)),
         ("--local_expert_offset 3 --local_num_experts 2", range(3, 5)),
     ],
 )

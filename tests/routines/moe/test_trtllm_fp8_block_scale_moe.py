@@ -132,11 +132,14 @@ def test_work_counts_the_experts_that_are_active():
         ("--hidden_size 192", "hidden_size (192) and intermediate_size (128) must be divisible by 128"),
         ("--intermediate_size 64", "intermediate_size (64) must be divisible by 128"),
         ("--top_k 9", "top_k (9) must not exceed num_experts (8)"),
-        ("--n_group 3", "num_experts (8) must be divisible by n_group (3)"),
+        ("--n_group 3", "n_group (3) must divide num_experts (8)"),
         ("--n_group 2 --topk_group 3", "topk_group (3) must not exceed n_group (2)"),
         ("--n_group 8 --topk_group 1 --top_k 2", "top_k (2) must not exceed the experts of the --topk_group groups"),
-        ("--local_expert_offset 5 --local_num_experts 4", "reach beyond num_experts (8)"),
-        ("--local_expert_offset 1", "reach beyond num_experts (8)"),
+        (
+            "--local_expert_offset 5 --local_num_experts 4",
+            "(4) must not reach from local_expert_offset (5) beyond num_experts (8)",
+        ),
+        ("--local_expert_offset 8", "local_expert_offset (8) must be below num_experts (8)"),
         ("--gated_act geglu --activation-type relu", "--gated_act geglu contradicts --activation-type Relu"),
         ("--activation-type swish", "activation: 'swish' is not one of Gelu, Relu, Silu, Swiglu"),
         *(

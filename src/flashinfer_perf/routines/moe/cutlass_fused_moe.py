@@ -50,11 +50,11 @@ RULES = (
     Rule(lambda case: case.ep_rank < case.ep_size, "ep_rank ({ep_rank}) must be below ep_size ({ep_size})"),
     Rule(
         lambda case: case.intermediate_size % case.tp_size == 0,
-        "intermediate_size ({intermediate_size}) must be divisible by tp_size ({tp_size})",
+        "tp_size ({tp_size}) must divide intermediate_size ({intermediate_size})",
     ),
     Rule(
         lambda case: case.num_experts % case.ep_size == 0,
-        "num_experts ({num_experts}) must be divisible by ep_size ({ep_size})",
+        "ep_size ({ep_size}) must divide num_experts ({num_experts})",
     ),
     Rule(
         lambda case: (

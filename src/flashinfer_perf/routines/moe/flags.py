@@ -48,7 +48,9 @@ class MoeFlags:
     routed_scaling_factor: float = flag(2.5, above=0, help="Factor on routing weights under deepseek_v3.")
     local_expert_offset: int = flag(0, minimum=0, help="The first of the experts that are here.")
     local_num_experts: int | None = flag(
-        None, minimum=0, help="How many experts are here; by default, and for 0, all. Others contribute zero."
+        None,
+        minimum=0,
+        help="How many experts are here; by default (and for 0) all from the offset on.",
     )
     routing_method: str = flag(
         "deepseek_v3", choices=ROUTING_METHODS, help="How logits become experts and their weights."
@@ -113,5 +115,5 @@ def is_gated(case: MoeFlags) -> bool:
 
 def local_experts(case: MoeFlags) -> range:
     """Global numbers of the experts that are here, in the TensorRT-LLM routines."""
-    count = case.local_num_experts or case.num_experts
-    return range(case.local_expert_offset, case.local_expert_offset + count)
+    first = case.local_expert_offset
+    return range(first, first + (case.local_num_experts or case.num_experts - first))

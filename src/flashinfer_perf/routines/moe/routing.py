@@ -39,7 +39,6 @@ def routing_inputs(case: MoeFlags, make: TensorFactory, router: Router) -> dict[
     """``routing_logits`` (tokens, experts) and, where the method or a flag wants it, ``routing_bias`` (experts,)."""
     dtype = logits_dtype(case)
     drawn = skew.skewed_logits(make, case.routing_skew, case.num_tokens, case.num_experts, case.top_k)
-    make.reserve("routing_logits", drawn.shape, dtype)
     tensors = {"routing_logits": drawn.to(dtype.torch)}
     if case.use_routing_bias:
         noise = torch.randn(case.num_experts, generator=make.generator("routing_bias"))

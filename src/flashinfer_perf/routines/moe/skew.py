@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.run.factory import TensorFactory
@@ -38,6 +39,7 @@ def parse_skew(text: str) -> str:
 
 def skewed_logits(make: TensorFactory, skew: str, tokens: int, experts: int, top_k: int) -> torch.Tensor:
     """(tokens, experts) fp32 on the CPU: the same on every device."""
+    make.reserve("routing_logits", (2 * tokens, experts), DType.FLOAT32)  # and a router's scores
     if skew.startswith(ZIPF):
         return _zipf(make, float(skew.removeprefix(ZIPF)), tokens, experts)
     noise = torch.randn(tokens, experts, generator=make.generator("routing_logits"))

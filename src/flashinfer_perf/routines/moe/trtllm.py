@@ -66,7 +66,7 @@ RULES = (
     ),
     Rule(
         lambda case: case.num_experts % (case.n_group or 1) == 0,
-        "num_experts ({num_experts}) must be divisible by n_group ({n_group})",
+        "n_group ({n_group}) must divide num_experts ({num_experts})",
     ),
     Rule(
         lambda case: (case.topk_group or 1) <= (case.n_group or 1),
@@ -78,9 +78,13 @@ RULES = (
         "default: num_experts ({num_experts}) are in n_group ({n_group}) groups",
     ),
     Rule(
+        lambda case: case.local_expert_offset < case.num_experts,
+        "local_expert_offset ({local_expert_offset}) must be below num_experts ({num_experts})",
+    ),
+    Rule(
         lambda case: local_experts(case).stop <= case.num_experts,
-        "local_expert_offset ({local_expert_offset}) and local_num_experts ({local_num_experts}) reach beyond "
-        "num_experts ({num_experts})",
+        "local_num_experts ({local_num_experts}) must not reach from local_expert_offset ({local_expert_offset}) "
+        "beyond num_experts ({num_experts})",
     ),
 )
 
