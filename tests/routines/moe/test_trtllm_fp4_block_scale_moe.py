@@ -52,7 +52,8 @@ def test_arguments(gated):
     assert torch.equal(call["output1_scale_gate_scalar"], gate)
     assert torch.equal(call["output1_scale_scalar"], 42 * gate if gated else torch.full((8,), 42.0))
     assert torch.equal(call["output2_scale_scalar"], 1 / (problem["w2_global"] * 42))
-    assert all(call[name] is None for name in ("gemm1_bias", "gemm1_alpha", "gemm1_beta", "gemm2_bias"))
+    assert torch.equal(call["gemm1_alpha"], torch.ones(8)) if gated else call["gemm1_alpha"] is None
+    assert all(call[name] is None for name in ("gemm1_bias", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias"))
     assert (call["n_group"], call["topk_group"], call["routed_scaling_factor"]) == (1, 1, 2.5)
     assert call["activation_type"] == (3 if gated else 6)
     assert launch.outputs(returned) == {name: call[name] for name in ("output", "routing_replay_out")}

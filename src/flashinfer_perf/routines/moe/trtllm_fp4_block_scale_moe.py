@@ -72,7 +72,9 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
         "output1_scale_scalar": first["value"],
         "output1_scale_gate_scalar": first["gate"],
         "output2_scale_scalar": 1 / (problem["w2_global"] * hidden.BETWEEN_FP4),
-        **dict.fromkeys(("gemm1_bias", "gemm1_alpha", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias")),
+        # the kernels with a gate read a factor in its sigmoid, which those without must not get
+        "gemm1_alpha": torch.ones_like(gate) if layer.gated else None,
+        **dict.fromkeys(("gemm1_bias", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias")),
     }
     launch = Launch(flashinfer.fused_moe.trtllm_fp4_block_scale_moe, kwargs=kwargs, mutates=trtllm_call.WRITES)
     return tuning.tuned(case, launch)
