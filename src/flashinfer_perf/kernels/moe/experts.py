@@ -16,7 +16,7 @@ from flashinfer_perf.kernels.moe.first_product import first_product
 from flashinfer_perf.kernels.moe.prepare import prepare
 from flashinfer_perf.kernels.moe.reduce import reduce_pairs
 from flashinfer_perf.kernels.moe.second_product import second_product
-from flashinfer_perf.kernels.moe.sorting import CHUNK, most_blocks
+from flashinfer_perf.kernels.moe.sorting import chunk_of, most_blocks
 from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles, tiles_for
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 
@@ -153,7 +153,7 @@ class TritonExperts:
         prepare[(1 + (self.num_tokens if form else 0),)](
             topk_ids, self._order, self._offsets, self._cursors, self._blocks, self._pairs, self.expert_offset,
             self.weights.num_experts, self._stride, self._scales, x, convert.elements, convert.scale, convert.columns,
-            ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=CHUNK, FORM=form,
+            ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=chunk_of(self._pairs), FORM=form,
             WIDTH=convert.width, num_warps=PREPARE_WARPS,
         )  # fmt: skip
         if ready:
@@ -181,7 +181,7 @@ class TritonExperts:
         first_product[self._grid(tiles)](
             left.elements, left.scale, left.scale_stride, *self._matrix("w1"), out, self._second_input.scale,
             self._order, self._blocks, self._stride, topk_weights, size, weights.hidden_size, tiles,
-            TOP_K=self.top_k, ACTIVATION=self.activation, GATED=self.activation in GATED,
+            self.tiles.neighbours, TOP_K=self.top_k, ACTIVATION=self.activation, GATED=self.activation in GATED,
             WEIGHTED=self.scales_on_input, FP4_ORDER=weights.format is ExpertFormat.NVFP4,
             **self._options(self.tiles.first, weights.hidden_size),
         )  # fmt: skip
@@ -192,8 +192,8 @@ class TritonExperts:
         elements = convert.elements if convert.form else self._intermediate
         second_product[self._grid(tiles)](
             elements, convert.scale, convert.scale_stride, *self._matrix("w2"), self._products,
-            self._order, self._blocks, self._stride, weights.hidden_size, weights.intermediate_size, tiles,
-            **self._options(self.tiles.second, weights.intermediate_size),
+            self._order, self._blocks, self._stride, weights.hidden_size, weights.intermediate_size,
+            tiles, self.tiles.neighbours, **self._options(self.tiles.second, weights.intermediate_size),
         )  # fmt: skip
 
     def _reduce(self, topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: torch.Tensor) -> None:
@@ -224,7 +224,6 @@ class TritonExperts:
             "COLUMNS": tiles.columns,
             "DEPTH": tiles.depth,
             "WHOLE": k % tiles.depth == 0,
-            "NEIGHBOURS": self.tiles.neighbours,
             "UPCAST": self._interpreted,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,

@@ -58,13 +58,13 @@ def _tile(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["stride"])
+@triton.jit(do_not_specialize=["stride", "neighbours"])
 def first_product(
     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order, blocks, stride,
-    topk_weights, n, k, tiles,
+    topk_weights, n, k, tiles, neighbours,
     TOP_K: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, FP4_ORDER: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, NEIGHBOURS: tl.constexpr, UPCAST: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out[row] = activation of x[token of the row] times the expert's w1; more programs than tiles do no harm.
 
@@ -72,11 +72,12 @@ def first_product(
         out: (rows, n) sorted; 16-bit, or E4M3 by the one ``out_scale``.
         order: which pair of a token and one of its experts a row is.
         n: columns of the result, after the activation; ``tiles`` of COLUMNS.
+        neighbours: see ``tiles.place``.
         EXTRA: rows beyond ROWS that a block may have; see ``tiles.of_size``.
         WEIGHTED: products are multiplied by the pair's routing weight, before the activation.
         FP4_ORDER: columns of the result are stored in that order.
     """
-    block, tile = place(tiles, NEIGHBOURS)
+    block, tile = place(tiles, neighbours)
     if block < tl.load(blocks):
         expert, first, end = block_of(blocks, block, stride)
         for size in tl.static_range(4 if EXTRA > 0 else 1):

@@ -53,7 +53,8 @@ def _asm(decoded: Callable[[str, bool], str], dtype: str) -> str:
 
 
 NATIVE_BF16, NATIVE_FP16 = tl.constexpr(_asm(_bf16, "bf16x2")), tl.constexpr(_asm(_fp16, "f16x2"))
-RESULTS = tl.constexpr("=r,=r,=r,=r,r,r,r")
+OPERANDS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r")
+"""Results are written while there is still something to read."""
 
 
 @triton.jit
@@ -80,7 +81,7 @@ def decode(packed, scale, HALF: tl.constexpr, HARDWARE: tl.constexpr):
     if HARDWARE:
         asm: tl.constexpr = NATIVE_FP16 if HALF else NATIVE_BF16
         even, odd = tl.inline_asm_elementwise(
-            asm, RESULTS, [packed, spread], dtype=(spread.dtype, spread.dtype), is_pure=True, pack=4
+            asm, OPERANDS, [packed, spread], dtype=(spread.dtype, spread.dtype), is_pure=True, pack=4
         )
     else:
         codes = packed.to(tl.int32)

@@ -38,11 +38,12 @@ def _tile(
         _finish(more_result, more, more_present, out, order, column, n)
 
 
-@triton.jit(do_not_specialize=["stride"])
+@triton.jit(do_not_specialize=["stride", "neighbours"])
 def second_product(
     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, order, blocks, stride, n, k, tiles,
-    ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, WHOLE: tl.constexpr, NEIGHBOURS: tl.constexpr, UPCAST: tl.constexpr,
+    neighbours,
+    ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out[pair of the row] = x[row] times the expert's w2; more programs than tiles do no harm.
 
@@ -51,9 +52,10 @@ def second_product(
         out: (pairs, n) 16-bit.
         order: which pair a row is.
         n: columns of the result; ``tiles`` of COLUMNS.
+        neighbours: see ``tiles.place``.
         EXTRA: as in ``first_product``.
     """
-    block, tile = place(tiles, NEIGHBOURS)
+    block, tile = place(tiles, neighbours)
     if block < tl.load(blocks):
         expert, first, end = block_of(blocks, block, stride)
         for size in tl.static_range(4 if EXTRA > 0 else 1):

@@ -9,8 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = 2048
-"""Pairs that the program takes at once."""
+FEWEST_AT_ONCE, MOST_AT_ONCE = 128, 2048
+"""Pairs that the program takes."""
+
+
+def chunk_of(pairs: int) -> int:
+    """Pairs at once, a power of two."""
+    return min(max(triton.next_power_of_2(pairs), FEWEST_AT_ONCE), MOST_AT_ONCE)
 
 
 def most_blocks(pairs: int, experts: int, rows: int) -> int:

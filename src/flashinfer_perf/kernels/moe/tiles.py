@@ -12,14 +12,14 @@ fp4, in_blocks, plain = products.fp4, products.in_blocks, products.plain
 
 
 @triton.jit
-def place(tiles, NEIGHBOURS: tl.constexpr):
+def place(tiles, neighbours):
     """A program's block of rows and tile of columns: blocks next to each other, often of one expert, take the same
     columns at the same time, so that its weights are read once.
     """
     program = tl.program_id(0)
-    band = program // (NEIGHBOURS * tiles)
-    within = program % (NEIGHBOURS * tiles)
-    return band * NEIGHBOURS + within % NEIGHBOURS, within // NEIGHBOURS
+    band = program // (neighbours * tiles)
+    within = program % (neighbours * tiles)
+    return band * neighbours + within % neighbours, within // neighbours
 
 
 @triton.jit
