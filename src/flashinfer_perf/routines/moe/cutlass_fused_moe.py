@@ -272,4 +272,4 @@ def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
 def torch_eager(case: MoeFlags, problem: Problem) -> Launch:
     """PyTorch, an expert at a time, in 16 bits."""
     kwargs = {**arguments(case, problem), "layer": layer_of(case)}
-    return Launch(eager.mix, kwargs=kwargs, mutates=("output",), host_sync=True, no_graph=eager.ASKS)
+    return Launch(eager.mix, kwargs=kwargs, mutates=("output",), host_sync=True, no_graph=eager.NO_GRAPH)

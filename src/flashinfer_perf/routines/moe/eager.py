@@ -10,7 +10,7 @@ from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.moe.layer import Layer
 from flashinfer_perf.routines.moe.router import Router
 
-ASKS = "it asks the device which experts have tokens"
+NO_GRAPH = "PyTorch's mixture asks the device which experts have tokens, which no CUDA graph can hold."
 NVFP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 
 

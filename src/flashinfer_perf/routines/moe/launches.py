@@ -68,7 +68,7 @@ def by_torch(case: MoeFlags, problem: Problem, layer: Layer) -> Launch:
         kwargs=kwargs,
         mutates=("output", "routing_replay_out"),
         host_sync=True,
-        no_graph=eager.ASKS,
+        no_graph=eager.NO_GRAPH,
     )
 
 
