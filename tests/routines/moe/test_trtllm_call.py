@@ -12,6 +12,12 @@ from flashinfer_perf.routines import all_routines
 from flashinfer_perf.routines.moe.flags import ROUTING_METHODS
 from flashinfer_perf.routines.moe.layer import Layer
 from flashinfer_perf.routines.moe.trtllm_call import METHODS, each_expert, first_rows, first_scales
+from flashinfer_perf.run.judge import judge
+from flashinfer_perf.run.launch import Copies, poison
+from tests.contract import contract
+from tests.routines.harness import launch_of
+from tests.routines.moe import library
+from tests.routines.moe.broken import CASE
 from tests.routines.moe.library import unordered
 
 ROUTINES = [name for name in all_routines() if name.startswith("trtllm_")]
@@ -52,6 +58,29 @@ def test_where_they_run(name, capability, runs):
     backend = all_routines()[name].backends["trtllm"]
     (requirement,) = (need for need in backend.requires if need.on_capability)
     assert (requirement.unmet(Machine("cuda:0", "a GPU", capability), None) is None) is runs
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "kernel", "flags"),
+    [
+        ("trtllm_fp4_block_scale_moe", "trtllm", library.fp4, "--use_routing_bias"),
+        ("trtllm_fp8_block_scale_moe", "trtllm", library.fp8_block, "--use_shuffled_weight --weight_layout 2"),
+        ("trtllm_fp8_block_scale_moe", "trtllm", library.fp8_block, ""),
+        ("trtllm_fp8_per_tensor_scale_moe", "trtllm", library.fp8_per_tensor, "--routing_method renormalize"),
+        ("cutlass_fused_moe", "cutlass", library.cutlass, ""),
+        ("cutlass_fused_moe", "cutlass", library.cutlass, "--cutlass_variant fp8"),
+        ("cutlass_fused_moe", "cutlass", library.cutlass, "--cutlass_variant nvfp4 --quantized_input"),
+    ],
+)
+def test_a_call_on_copies_reads_no_original(name, backend, kernel, flags):
+    with contract(f"flashinfer.fused_moe.{name}", kernel):
+        launch, problem = launch_of(name, backend, f"{CASE} {flags}")
+        truth = problem.truth()
+        copied = launch.on_copies(Copies())
+        for tensor in [*problem.tensors.values(), *launch.data()]:
+            poison(tensor)
+        findings = judge(problem, copied.outputs(copied()), truth)
+    assert all(finding.passed for finding in findings), findings
 
 
 def test_every_method_has_the_librarys_name():
