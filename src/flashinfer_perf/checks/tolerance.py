@@ -312,8 +312,10 @@ def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType) -> Clo
 
     What goes into the second product is rounded to ``between``. The terms of a sum err independently, so the sum errs
     by as much, relatively, as a term does: 0.42 u of a row's norm, once for that rounding and five times for 16 bits;
-    and each product errs as ``for_product`` says. As in ``for_attention``, a row's norm may be 1.7 times that, since
-    few terms make up most of a sum, and an element six times the typical one's error away.
+    and each product errs as ``for_product`` says. An element may be six times the typical one's error away, as in
+    ``for_attention``. A row's norm fluctuates the more the fewer terms make up a sum: those of an activation are
+    products of normal numbers, a ninth of which count. Of 4096 tokens the worst was 1.9 times the typical one with 64
+    terms, 1.8 times with 128; 1.5 + 6 / sqrt(terms) leaves a fifth beyond.
 
     Args:
         between: of the second product's input: the 16-bit format, FP8, or NVFP4.
@@ -327,7 +329,7 @@ def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType) -> Clo
         rtol=sixteen,
         atol=SMALLEST[input_dtype],
         of_row=6 * typical,
-        max_relative_l2=1.7 * typical + sixteen,
+        max_relative_l2=(1.5 + 6 / math.sqrt(sizes[1])) * typical + sixteen,
         by_row=True,
         why=f"experts of sizes {' and '.join(map(str, sizes))} with {between} between the products",
     )
