@@ -4,13 +4,13 @@ import importlib
 
 import pytest
 
-from flashinfer_perf.cli.main import COMMANDS, main
+from flashinfer_perf.cli.main import COMMANDS, main, module_of
 from tests.cli.conftest import ROOT
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_file_of_its_own(name):
-    assert callable(importlib.import_module(f"flashinfer_perf.cli.{name}").main)
+    assert callable(importlib.import_module(module_of(name)).main)
 
 
 def test_bench_is_the_same_program(capsys, bench):

@@ -30,26 +30,26 @@ def print_help(name: str | None, routines: Mapping[str, Routine]) -> int:
 
 
 def _everything(routines: Mapping[str, Routine]) -> Iterable[str]:
-    yield _text(usage=USAGE, description=ABOUT)
-    yield _flags("general flags", specs_of(Options).values())
+    yield paragraph(usage=USAGE, description=ABOUT)
+    yield flag_section("general flags", specs_of(Options).values())
     for flags in dict.fromkeys(routine.flags for routine in routines.values()):
         members = [routine for routine in routines.values() if routine.flags is flags]
         listed = "\n".join(f"{routine.name}: {routine.summary}" for routine in members)
-        yield _flags(f"{members[0].family} flags", specs_of(flags).values(), listed)
-    yield _text(usage=argparse.SUPPRESS, description=EXITS)
+        yield flag_section(f"{members[0].family} flags", specs_of(flags).values(), listed)
+    yield paragraph(usage=argparse.SUPPRESS, description=EXITS)
 
 
 def _one(routine: Routine) -> Iterable[str]:
-    yield _text(usage=f"flashinfer_benchmark.py --routine {routine.name} FLAGS…", description=routine.summary)
-    yield _flags(f"flags of {routine.name}", routine.specs.values())
+    yield paragraph(usage=f"flashinfer_benchmark.py --routine {routine.name} FLAGS…", description=routine.summary)
+    yield flag_section(f"flags of {routine.name}", routine.specs.values())
     others = (spec for name, spec in specs_of(routine.flags).items() if name not in routine.specs)
     unread = [dataclasses.replace(spec, default=None) for spec in others]
     if unread:
-        yield _flags(f"accepted, but not read by {routine.name}", unread)
+        yield flag_section(f"accepted, but not read by {routine.name}", unread)
     backends = "\n".join(f"{b.name}: {b.summary} ({needs_of(b)})" for b in routine.backends.values())
-    yield _flags("backends, in order of preference", (), backends)
-    yield _flags("general flags", specs_of(Options).values())
-    yield _text(usage=argparse.SUPPRESS, description=EXITS)
+    yield flag_section("backends, in order of preference", (), backends)
+    yield flag_section("general flags", specs_of(Options).values())
+    yield paragraph(usage=argparse.SUPPRESS, description=EXITS)
 
 
 def needs_of(backend: Backend) -> str:
@@ -57,11 +57,11 @@ def needs_of(backend: Backend) -> str:
     return f"needs {', '.join(r.text for r in backend.requires)}" if backend.requires else "runs anywhere"
 
 
-def _text(usage: str, description: str) -> str:
+def paragraph(usage: str, description: str) -> str:
     return _parser(usage, description).format_help()
 
 
-def _flags(title: str, specs: Iterable[FlagSpec], description: str = "") -> str:
+def flag_section(title: str, specs: Iterable[FlagSpec], description: str = "") -> str:
     parser = _parser(argparse.SUPPRESS, None)
     group = parser.add_argument_group(title, description or None)
     for spec in specs:
@@ -97,4 +97,5 @@ def help_of(spec: FlagSpec) -> str:
         return f"{spec.help} Required."
     if spec.default in (None, "", ()) or spec.counted or spec.default is False:
         return spec.help
-    return f"{spec.help} Default: {spec.default}."
+    default = " ".join(map(str, spec.default)) if spec.many else spec.default
+    return f"{spec.help} Default: {default}."

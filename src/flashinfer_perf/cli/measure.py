@@ -45,13 +45,26 @@ def measure_items(items: Sequence[Case | InvalidLine], run: Options, routines: M
 
 
 def _sinks(run: Options, routines: Mapping[str, Routine], total: int) -> list[Sink]:
-    sinks: list[Sink] = [CONSOLES[run.format](run=run)]
+    sinks: list[Sink] = [CONSOLES[run.format](run=run), *file_sinks(run, routines)]
+    if wanted(total):
+        sinks.append(Progress(total))
+    return sinks
+
+
+def file_sinks(run: Options, routines: Mapping[str, Routine]) -> list[Sink]:
+    """The result files asked for.
+
+    Args:
+        routines: those whose flags and facts the CSV has columns for.
+
+    Raises:
+        SinkFailed: when one cannot be written, or both are the same.
+    """
+    sinks: list[Sink] = []
     if run.output_path is not None and run.jsonl is not None and Path(run.output_path) == Path(run.jsonl):
         raise SinkFailed(f"--output_path and --jsonl both name {run.jsonl}; give them two files")
     if run.output_path is not None:
         sinks.append(CsvFile(run.output_path, columns_of(routines), run.append))
     if run.jsonl is not None:
         sinks.append(JsonlFile(run.jsonl, run.append))
-    if wanted(total):
-        sinks.append(Progress(total))
     return sinks
