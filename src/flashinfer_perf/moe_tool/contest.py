@@ -1,4 +1,4 @@
-"""What both contestants are: routines that no list shows, with the tool's flags."""
+"""What both contestants are: routines that no list shows, on the inputs of the MoE family."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Any
 
 from flashinfer_perf.checks import expert_tolerance
 from flashinfer_perf.core.dtypes import DType
-from flashinfer_perf.core.flags import specs_of
-from flashinfer_perf.core.routine import Fact, Routine, Rule
+from flashinfer_perf.core.flags import build, specs_of
+from flashinfer_perf.core.requirement import Requirement, capability, case_rule
+from flashinfer_perf.core.routine import Routine, Rule
 from flashinfer_perf.lazy import torch
-from flashinfer_perf.moe_tool import work
 from flashinfer_perf.moe_tool.flags import MoeFlags
 from flashinfer_perf.moe_tool.ranges import in_range, ranged
+from flashinfer_perf.routines.moe import hidden, launches, routing, work
+from flashinfer_perf.routines.moe.cutlass_fused_moe import cutlass_fused_moe, routed_tokens
+from flashinfer_perf.routines.moe.cutlass_fused_moe import truth as truth_of_mixture
+from flashinfer_perf.routines.moe.flags import MoeFlags as RoutineFlags
+from flashinfer_perf.routines.moe.layer import Layer
+from flashinfer_perf.routines.moe.weights import Drawn, Format
+from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 
-FACTS = (Fact("active_experts", "experts that have tokens"),)
 BLOCK = 16
 RULES = (
     Rule(lambda case: case.top_k <= case.num_experts, "top_k ({top_k}) exceeds num_experts ({num_experts})"),
@@ -28,37 +34,83 @@ RULES = (
         "k ({hidden_size}) and n ({intermediate_size}) must be multiples of 16, the block of NVFP4",
     ),
 )
+DOCUMENTED_NAMES = {DType.FP8_E4M3: "fp8", DType.NVFP4: "nvfp4"}
+"""Of formats, in the formulas of the MoE family."""
+OUR_KERNELS: tuple[Requirement, ...] = (
+    triton_installed,
+    capability(minimum="8.9"),
+    case_rule(
+        "k and n divisible by 32",
+        lambda case: case.hidden_size % launches.ROW_BYTES == 0 and case.intermediate_size % launches.ROW_BYTES == 0,
+        "rows of weights begin at multiples of 16 bytes: k and n must be divisible by 32",
+    ),
+)
 
 
 def contestant(make: Callable[[MoeFlags, TensorFactory], Problem]) -> Routine:
-    """A routine of the function's name that is not among the declared ones: the table alone is made of it."""
+    """A routine of the function's name that is not among the declared ones: only the table is made of it."""
     name = make.__name__
-    return Routine(name, MoeFlags, make, specs_of(MoeFlags), FACTS, RULES, label=name, renamed={})
+    return Routine(name, MoeFlags, make, specs_of(MoeFlags), routing.FACTS, RULES, label=name, renamed={})
 
 
-def problem_of(
-    case: MoeFlags, make: TensorFactory, tensors: dict[str, torch.Tensor], truth: Callable[..., dict[str, Any]]
-) -> Problem:
-    """Everything about a problem that does not depend on the weights' format."""
-    active = len(tensors["topk_ids"].unique())
+def as_routine(case: MoeFlags, **changes: Any) -> RoutineFlags:
+    """The same layer in the flags of ``cutlass_fused_moe``, whose inputs and library call are the tool's, too."""
+    names = ("num_tokens", "hidden_size", "intermediate_size", "num_experts", "top_k")
+    same = {name: getattr(case, name) for name in names}
+    flags: RoutineFlags = build(
+        RoutineFlags, cutlass_fused_moe.specs, {**same, "input_dtype": DType.FLOAT16, **changes}
+    )
+    return flags
+
+
+def layer_of(case: MoeFlags) -> Layer:
+    return Layer("Swiglu", range(case.num_experts))
+
+
+def problem_of(case: MoeFlags, make: TensorFactory, format: Format) -> Problem:
+    """Tokens ``x`` (m, k) fp16 with their ``experts`` and ``weights``, both (m, top_k), and the experts' weights, w1
+    (experts, 2 n, k) with up before gate, w2 (experts, k, n). The truth is fp32 mathematics over these.
+    """
+    layer, same = layer_of(case), as_routine(case)
+    make.reserve("output", (2 * case.num_tokens, case.hidden_size), DType.FLOAT32)  # with its truth
+    drawn = Drawn(layer, (case.hidden_size, case.intermediate_size), DType.FLOAT16)
+    tensors = {**routed_tokens(same, make), **hidden.plain(same, make), **format.make(make, drawn)}
+    chosen = tensors["experts"].long()
+    facts = routing.load(layer, chosen, case.num_experts)
     return Problem(
         tensors=tensors,
-        reference=truth,
-        work=work.mixture(case, active),
-        checks={"out": expert_tolerance.for_experts(case.quant_dtype, DType.FLOAT16)},
+        reference=partial(truth_of_mixture, layer=layer, format=format),
+        work=work.documented(same, DOCUMENTED_NAMES[case.weight_dtype], 0.0, facts["active_experts"]),
+        checks={"output": expert_tolerance.for_experts(case.quant_dtype, DType.FLOAT16)},
         ranks=make.ranks,
-        facts={"active_experts": active},
+        facts={**facts, **work.local(same, layer, chosen, tensors, facts["local_active_experts"])},
     )
+
+
+def by_triton(case: MoeFlags, problem: Problem, format: str, per_token: bool | None) -> Launch:
+    """This project's kernels; they find the scales of activations in the call, where they have any.
+
+    Args:
+        format: name of a member of ``kernels.moe.weights.ExpertFormat``.
+    """
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+
+    plan = TritonExperts(
+        launches.expert_weights(format, problem.tensors),
+        num_tokens=case.num_tokens,
+        top_k=case.top_k,
+        num_experts=case.num_experts,
+        dtype=torch.float16,
+        activation=layer_of(case).activation,
+        per_token=per_token,
+    )
+    kwargs = {**problem.tensors, "plan": plan, "output": room(problem)}
+    return Launch(launches.mixed_by_triton, kwargs=kwargs, mutates=("output",))
 
 
 def room(problem: Problem) -> torch.Tensor:
     """The output: (m, k) fp16."""
     return torch.empty_like(problem["x"])
-
-
-def routing(problem: Problem) -> dict[str, torch.Tensor]:
-    """Which experts, with which weights."""
-    return {name: problem[name] for name in ("topk_ids", "topk_weights")}
 
 
 def named(name: str) -> Any:

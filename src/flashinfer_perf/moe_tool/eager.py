@@ -18,9 +18,9 @@ def experts_fp8(
     w2: torch.Tensor,
     w1_scale: torch.Tensor,
     w2_scale: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    out: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
     per_token: bool,
 ) -> None:
     """FP8 weights, with activations rounded to FP8 before either product: one scale for a product's whole input, or one
@@ -33,9 +33,9 @@ def experts_fp8(
 
     _mixture(
         x,
-        topk_ids,
-        topk_weights,
-        out,
+        experts,
+        weights,
+        output,
         lambda values, counts: product(values, w1, w1_scale, counts),
         lambda values, counts: product(values, w2, w2_scale, counts),
     )
@@ -49,9 +49,9 @@ def experts_nvfp4(
     w2_scale: torch.Tensor,
     w1_global: torch.Tensor,
     w2_global: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    out: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
 ) -> None:
     """NVFP4 weights, activations in the input's format."""
 
@@ -60,9 +60,9 @@ def experts_nvfp4(
 
     _mixture(
         x,
-        topk_ids,
-        topk_weights,
-        out,
+        experts,
+        weights,
+        output,
         lambda values, counts: product(values, counts, w1, w1_scale, w1_global),
         lambda values, counts: product(values, counts, w2, w2_scale, w2_global),
     )
@@ -70,21 +70,21 @@ def experts_nvfp4(
 
 def _mixture(
     x: torch.Tensor,
-    topk_ids: torch.Tensor,
-    topk_weights: torch.Tensor,
-    out: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
     first: Callable[[torch.Tensor, list[int]], torch.Tensor],
     second: Callable[[torch.Tensor, list[int]], torch.Tensor],
 ) -> None:
     """Sorts selections by expert, so that each expert's rows lie together, and adds up what comes out by token."""
-    selected = topk_ids.flatten().long()
+    selected = experts.flatten().long()
     order = selected.argsort(stable=True)
     counts = selected.bincount().tolist()
-    token = order // topk_ids.shape[1]
+    token = order // experts.shape[1]
     up, gate = first(x[token], counts).chunk(2, dim=-1)
     given = second((torch.nn.functional.silu(gate) * up).to(x.dtype), counts)
-    weighted = given * topk_weights.flatten()[order].unsqueeze(-1)
-    out.copy_(torch.zeros(out.shape, device=out.device).index_add_(0, token, weighted))
+    weighted = given * weights.flatten()[order].unsqueeze(-1)
+    output.copy_(torch.zeros(output.shape, device=output.device).index_add_(0, token, weighted))
 
 
 def _grouped(values: torch.Tensor, weight: Callable[[int], torch.Tensor], counts: list[int]) -> torch.Tensor:
@@ -106,4 +106,4 @@ def _rounded_to_fp8(values: torch.Tensor, per_token: bool) -> torch.Tensor:
 
 def _from_nvfp4(packed: torch.Tensor, scale: torch.Tensor, overall: torch.Tensor) -> torch.Tensor:
     elements = decode(unpack(packed)).unflatten(-1, (scale.shape[-1], -1))
-    return (elements * (scale.float() / overall).unsqueeze(-1)).flatten(-2)
+    return (elements * (scale.view(torch.float8_e4m3fn).float() / overall).unsqueeze(-1)).flatten(-2)

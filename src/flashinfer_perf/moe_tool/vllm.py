@@ -8,9 +8,10 @@ from typing import Any
 
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.requirement import Requirement, is_installed
-from flashinfer_perf.formats.scale_layout import swizzle_128x4
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.moe_tool.flags import MoeFlags
+from flashinfer_perf.moe_tool.layout import exchanged, swizzled
+from flashinfer_perf.routines.moe import hidden
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 
@@ -38,57 +39,48 @@ def fused_experts(case: MoeFlags, problem: Problem) -> Launch:
 
     scale = problem["w1_scale"]
     config = fp8_w8a8_moe_quant_config(
-        w1_scale=gate_first(scale)[..., None] if case.per_out_ch else scale,
+        w1_scale=exchanged(scale)[..., None] if case.per_out_ch else scale,
         w2_scale=problem["w2_scale"][..., None] if case.per_out_ch else problem["w2_scale"],
         per_act_token_quant=case.per_act_token,
         per_out_ch_quant=case.per_out_ch,
     )
     kwargs = {
         "hidden_states": problem["x"],
-        "w1": gate_first(problem["w1"]),
+        "w1": exchanged(problem["w1"]),
         "w2": problem["w2"],
-        "topk_weights": problem["topk_weights"],
-        "topk_ids": problem["topk_ids"],
+        "topk_weights": problem["weights"],
+        "topk_ids": problem["experts"],
         "quant_config": config,
     }
-    return Launch(kernel, kwargs=kwargs, returns=("out",), scratch=("quant_config",))
+    return Launch(kernel, kwargs=kwargs, returns=("output",), scratch=("quant_config",))
 
 
 def cutlass_moe_fp4(case: MoeFlags, problem: Problem) -> Launch:
-    """Its CUTLASS kernels on NVFP4 weights; activations are quantised in the call with global scales of 1."""
+    """Its CUTLASS kernels on NVFP4 weights; activations are quantised in the call, with global scales
+    that the routines of the MoE family have, too."""
     from vllm.model_executor.layers.fused_moe.config import nvfp4_moe_quant_config
     from vllm.model_executor.layers.fused_moe.cutlass_moe import cutlass_moe_fp4 as kernel
 
-    ones = torch.ones_like(problem["w1_global"])
+    first = torch.full_like(problem["w1_global"], hidden.GLOBAL_SCALE)
+    second = torch.full_like(first, hidden.BETWEEN_FP4)
     config = nvfp4_moe_quant_config(
-        a1_gscale=ones,
-        a2_gscale=ones,
-        w1_scale=swizzled(gate_first(problem["w1_scale"])),
+        a1_gscale=first,
+        a2_gscale=second,
+        w1_scale=swizzled(exchanged(problem["w1_scale"])),
         w2_scale=swizzled(problem["w2_scale"]),
-        g1_alphas=1 / problem["w1_global"],
-        g2_alphas=1 / problem["w2_global"],
+        g1_alphas=1 / (first * problem["w1_global"]),
+        g2_alphas=1 / (second * problem["w2_global"]),
     )
     kwargs = {
         "a": problem["x"],
-        "w1_fp4": gate_first(problem["w1"]),
+        "w1_fp4": exchanged(problem["w1"]),
         "w2_fp4": problem["w2"],
-        "topk_weights": problem["topk_weights"],
-        "topk_ids": problem["topk_ids"],
+        "topk_weights": problem["weights"],
+        "topk_ids": problem["experts"],
         "m": case.num_tokens,
         "n": case.intermediate_size,
         "k": case.hidden_size,
         "e": case.num_experts,
         "quant_config": config,
     }
-    return Launch(kernel, kwargs=kwargs, returns=("out",), scratch=("quant_config",))
-
-
-def gate_first(weight: torch.Tensor) -> torch.Tensor:
-    """(experts, 2 n, …) with its two halves exchanged, whichever stood first."""
-    half = weight.shape[1] // 2
-    return weight.view(torch.uint8).roll(half, 1).view(weight.dtype) if weight.itemsize == 1 else weight.roll(half, 1)
-
-
-def swizzled(scales: torch.Tensor) -> torch.Tensor:
-    """Block scales (experts, rows, blocks) e4m3 in tiles of 128x4, an expert at a time: each is padded by itself."""
-    return torch.stack([swizzle_128x4(expert.view(torch.uint8)) for expert in scales]).view(scales.dtype)
+    return Launch(kernel, kwargs=kwargs, returns=("output",), scratch=("quant_config",))

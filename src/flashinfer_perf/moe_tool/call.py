@@ -1,0 +1,167 @@
+"""A mixture of experts on NVFP4 weights in vLLM's order, for programs: one call, which a CUDA graph can hold.
+
+    config = nvfp4_moe_quant_config(
+        a1_gscale=a1_gs, a2_gscale=a2_gs, w1_scale=w1_blockscale, w2_scale=w2_blockscale, g1_alphas=…, g2_alphas=…
+    )
+    out = moe_fp4(a, w1_fp4, w2_fp4, topk_weights, topk_ids, m=m, n=n, k=k, e=num_experts, quant_config=config)
+
+It takes what vLLM's ``cutlass_moe_fp4`` takes, and needs no vLLM. What differs: activations stay in 16 bits (W4A16).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flashinfer_perf.formats.scale_layout import padded_shape
+from flashinfer_perf.lazy import torch
+from flashinfer_perf.moe_tool import eager
+from flashinfer_perf.moe_tool.layout import by_rows, exchanged
+from flashinfer_perf.routines.moe import launches
+
+if TYPE_CHECKING:
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+
+BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Nvfp4MoeQuantConfig:
+    """Scales of a layer of e experts.
+
+    Attributes:
+        a1_gscale, a2_gscale: (e,) fp32, what either product's input is multiplied by before it is quantised. Ours is
+            not quantised; they undo what the alphas contain of them.
+        w1_scale: (e, 2 n, k / 16) e4m3 in tiles of 128x4, rows padded to 128 and columns to 4.
+        w2_scale: (e, k, n / 16), likewise.
+        g1_alphas, g2_alphas: (e,) fp32, what either product is multiplied by: 1 / (input's * weight's global scale).
+    """
+
+    a1_gscale: torch.Tensor
+    a2_gscale: torch.Tensor
+    w1_scale: torch.Tensor
+    w2_scale: torch.Tensor
+    g1_alphas: torch.Tensor
+    g2_alphas: torch.Tensor
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """Weights in our order, and plans, by what they were made for."""
+
+
+def nvfp4_moe_quant_config(
+    *,
+    a1_gscale: torch.Tensor,
+    a2_gscale: torch.Tensor,
+    w1_scale: torch.Tensor,
+    w2_scale: torch.Tensor,
+    g1_alphas: torch.Tensor,
+    g2_alphas: torch.Tensor,
+) -> Nvfp4MoeQuantConfig:
+    """The scales of a layer; see ``Nvfp4MoeQuantConfig``."""
+    return Nvfp4MoeQuantConfig(a1_gscale, a2_gscale, w1_scale, w2_scale, g1_alphas, g2_alphas)
+
+
+def moe_fp4(
+    a: torch.Tensor,
+    w1_fp4: torch.Tensor,
+    w2_fp4: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    m: int,
+    n: int,
+    k: int,
+    e: int,
+    quant_config: Nvfp4MoeQuantConfig,
+) -> torch.Tensor:
+    """(m, k): for each token the sum over its experts of weight * W2 (silu(gate) * up), on the GPU by Triton kernels.
+
+    The first call with a config brings the weights into the kernels' order and keeps that copy with the config; the
+    first one with a number of tokens compiles. Make either before capturing. Weights must not change afterwards.
+
+    Args:
+        a: (m, k) fp16 or bf16.
+        w1_fp4: (e, 2 n, k / 2) bytes, two e2m1 each, the even one low; the first n rows give gate, the others up.
+        w2_fp4: (e, k, n / 2) bytes.
+        topk_weights: (m, top_k) of any float format.
+        topk_ids: (m, top_k) int32 or int64.
+
+    Raises:
+        ValueError: for a tensor of another shape or format.
+        Unsupported: on a GPU older than compute capability 8.9.
+    """
+    _check(a, w1_fp4, w2_fp4, topk_weights, topk_ids, (m, n, k, e), quant_config)
+    weights = _once(
+        quant_config,
+        ("weights", w1_fp4.data_ptr(), w2_fp4.data_ptr()),
+        lambda: _ordered(w1_fp4, w2_fp4, quant_config, (n, k)),
+    )
+    output = torch.empty_like(a)
+    routed = {"experts": topk_ids.to(torch.int32), "weights": topk_weights.float()}
+    if not a.is_cuda:
+        eager.experts_nvfp4(a, **weights, **routed, output=output)
+        return output
+    key = ("plan", w1_fp4.data_ptr(), w2_fp4.data_ptr(), m, topk_ids.shape[1], a.dtype)
+    plan = _once(quant_config, key, lambda: _planned(weights, m, topk_ids.shape[1], e, a.dtype))
+    launches.mixed_by_triton(plan, **routed, output=output, x=a, **weights)
+    return output
+
+
+def _once(config: Nvfp4MoeQuantConfig, key: tuple[Any, ...], make: Any) -> Any:
+    if key not in config._kept:
+        config._kept[key] = make()
+    return config._kept[key]
+
+
+def _ordered(
+    w1: torch.Tensor, w2: torch.Tensor, config: Nvfp4MoeQuantConfig, sizes: tuple[int, int]
+) -> dict[str, torch.Tensor]:
+    n, k = sizes
+    return {
+        "w1": exchanged(w1),
+        "w2": w2,
+        "w1_scale": exchanged(by_rows(config.w1_scale, 2 * n, k // BLOCK)),
+        "w2_scale": by_rows(config.w2_scale, k, n // BLOCK),
+        "w1_global": 1 / (config.g1_alphas * config.a1_gscale),
+        "w2_global": 1 / (config.g2_alphas * config.a2_gscale),
+    }
+
+
+def _planned(weights: dict[str, torch.Tensor], m: int, top_k: int, e: int, dtype: torch.dtype) -> TritonExperts:
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+
+    held = launches.expert_weights("NVFP4", weights)
+    return TritonExperts(held, num_tokens=m, top_k=top_k, num_experts=e, dtype=dtype)
+
+
+def _check(
+    a: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    sizes: tuple[int, int, int, int],
+    config: Nvfp4MoeQuantConfig,
+) -> None:
+    m, n, k, e = sizes
+    if k % BLOCK or n % BLOCK:
+        raise ValueError(f"k ({k}) and n ({n}) must be multiples of 16, the elements that share a scale")
+    chosen = (m, topk_ids.shape[-1])
+    wanted = {
+        "a": (a, (m, k), (torch.float16, torch.bfloat16)),
+        "w1_fp4": (w1, (e, 2 * n, k // 2), (torch.uint8,)),
+        "w2_fp4": (w2, (e, k, n // 2), (torch.uint8,)),
+        "topk_ids": (topk_ids, chosen, (torch.int32, torch.int64)),
+        "topk_weights": (topk_weights, chosen, (torch.float16, torch.bfloat16, torch.float32)),
+        "w1_scale": (config.w1_scale, (e, *_tiled(2 * n, k)), (torch.float8_e4m3fn,)),
+        "w2_scale": (config.w2_scale, (e, *_tiled(k, n)), (torch.float8_e4m3fn,)),
+    }
+    for name in ("a1_gscale", "a2_gscale", "g1_alphas", "g2_alphas"):
+        wanted[name] = (getattr(config, name), (e,), (torch.float32,))
+    for name, (tensor, shape, dtypes) in wanted.items():
+        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes:
+            allowed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            found = f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+            raise ValueError(f"{name} must be {shape} {allowed}, not {found}")
+
+
+def _tiled(rows: int, columns: int) -> tuple[int, int]:
+    return padded_shape("128x4", rows, columns // BLOCK)
