@@ -85,14 +85,14 @@ def moe_fp4(
         topk_ids: (m, top_k) int32 or int64.
 
     Raises:
-        ValueError: for a tensor of another shape or format.
+        ValueError: for a tensor of another shape or format; on a GPU where k or n is no multiple of 64.
         Unsupported: on a GPU older than compute capability 8.9.
     """
     _check(a, w1_fp4, w2_fp4, topk_weights, topk_ids, (m, n, k, e), quant_config)
     weights = _once(
         quant_config,
         ("weights", w1_fp4.data_ptr(), w2_fp4.data_ptr()),
-        lambda: _ordered(w1_fp4, w2_fp4, quant_config, (n, k)),
+        lambda: ordered(w1_fp4, w2_fp4, quant_config, (n, k)),
     )
     output = torch.empty_like(a)
     routed = {"experts": topk_ids.to(torch.int32), "weights": topk_weights.float()}
@@ -100,7 +100,7 @@ def moe_fp4(
         eager.experts_nvfp4(a, **weights, **routed, output=output)
         return output
     key = ("plan", w1_fp4.data_ptr(), w2_fp4.data_ptr(), m, topk_ids.shape[1], a.dtype)
-    plan = _once(quant_config, key, lambda: _planned(weights, m, topk_ids.shape[1], e, a.dtype))
+    plan = _once(quant_config, key, lambda: planned(weights, m, topk_ids.shape[1], e, a.dtype))
     launches.mixed_by_triton(plan, **routed, output=output, x=a, **weights)
     return output
 
@@ -111,7 +111,7 @@ def _once(config: Nvfp4MoeQuantConfig, key: tuple[Any, ...], make: Any) -> Any:
     return config._kept[key]
 
 
-def _ordered(
+def ordered(
     w1: torch.Tensor, w2: torch.Tensor, config: Nvfp4MoeQuantConfig, sizes: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
     n, k = sizes
@@ -125,7 +125,7 @@ def _ordered(
     }
 
 
-def _planned(weights: dict[str, torch.Tensor], m: int, top_k: int, e: int, dtype: torch.dtype) -> TritonExperts:
+def planned(weights: dict[str, torch.Tensor], m: int, top_k: int, e: int, dtype: torch.dtype) -> TritonExperts:
     from flashinfer_perf.kernels.moe.experts import TritonExperts
 
     held = launches.expert_weights("NVFP4", weights)

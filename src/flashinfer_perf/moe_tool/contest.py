@@ -10,7 +10,7 @@ from typing import Any
 from flashinfer_perf.checks import expert_tolerance
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.flags import build, specs_of
-from flashinfer_perf.core.requirement import Requirement, capability, case_rule
+from flashinfer_perf.core.requirement import Requirement, capability
 from flashinfer_perf.core.routine import Routine, Rule
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.moe_tool.flags import MoeFlags
@@ -36,15 +36,7 @@ RULES = (
 )
 DOCUMENTED_NAMES = {DType.FP8_E4M3: "fp8", DType.NVFP4: "nvfp4"}
 """Of formats, in the formulas of the MoE family."""
-OUR_KERNELS: tuple[Requirement, ...] = (
-    triton_installed,
-    capability(minimum="8.9"),
-    case_rule(
-        "k and n divisible by 32",
-        lambda case: case.hidden_size % launches.ROW_BYTES == 0 and case.intermediate_size % launches.ROW_BYTES == 0,
-        "rows of weights begin at multiples of 16 bytes: k and n must be divisible by 32",
-    ),
-)
+OUR_KERNELS: tuple[Requirement, ...] = (triton_installed, capability(minimum="8.9"))
 
 
 def contestant(make: Callable[[MoeFlags, TensorFactory], Problem]) -> Routine:

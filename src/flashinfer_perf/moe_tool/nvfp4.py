@@ -41,6 +41,12 @@ keeps_16_bits = case_rule(
     "activations in 16 bits", lambda case: case.quant_dtype is DType.FLOAT16, "it keeps activations in 16 bits"
 )
 
+in_whole_words = case_rule(
+    "k and n divisible by 64",
+    lambda case: case.hidden_size % 64 == 0 and case.intermediate_size % 64 == 0,
+    "the kernels decode 64 elements at a time: k and n must be divisible by 64",
+)
+
 
 def _as_in_the_routine(requirement: Requirement) -> Requirement:
     """A limit of the library's, asked with the flags of ``cutlass_fused_moe``."""
@@ -71,7 +77,9 @@ def flashinfer(case: MoeFlags, problem: Problem) -> Launch:
     return contest.annotated(NAME, cutlass.library(variant(case), problem))
 
 
-@cutlass_moe_fp4.backend("triton", requires=(*contest.OUR_KERNELS, keeps_16_bits), state=contest.named(NAME))
+@cutlass_moe_fp4.backend(
+    "triton", requires=(*contest.OUR_KERNELS, keeps_16_bits, in_whole_words), state=contest.named(NAME)
+)
 def triton(case: MoeFlags, problem: Problem) -> Launch:
     """W4A16 fallback by this project's Triton kernels"""
     return contest.annotated(NAME, contest.by_triton(case, problem, "NVFP4", None))
