@@ -55,9 +55,18 @@ def general_specs() -> list[FlagSpec]:
     return [specs[name] for name in GENERAL]
 
 
-def _run(tokens: list[str]) -> int:
+def understand(tokens: Sequence[str]) -> tuple[ToolFlags, Options, Sequence[Typed]]:
+    """What was typed: what to measure, how, and the flags one by one.
+
+    Raises:
+        InvalidInput: naming the first flag that is wrong.
+    """
     typed = Grammar([*specs_of(ToolFlags).values(), *general_specs()]).parse(tokens)
-    tool, options = _built(ToolFlags, typed), _built(Options, typed)
+    return _built(ToolFlags, typed), _built(Options, typed), typed
+
+
+def _run(tokens: list[str]) -> int:
+    tool, options, typed = understand(tokens)
     if options.version:
         print(f"flashinfer-perf {__version__}")
         return SUCCESS
