@@ -15,7 +15,7 @@ import torch
 from flashinfer_perf.kernels.moe.experts import TritonExperts
 from flashinfer_perf.moe_tool import call
 from tests.kernels import rounding_interpreter
-from tests.moe_tool.layers import HOPPER, NVFP4_LAYER, contestants, passes
+from tests.moe_tool.layers import HOPPER, NVFP4_LAYER, contestants, passes, passes_on_copies
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
         found[name] = passes(problem, launch)
         replace(launch, kwargs={**launch.kwargs, "weights": torch.ones_like(problem["weights"])})()
         found[f"{name}, without routing weights"] = passes(problem, launch)
+        found[f"{name}, on copies"] = passes_on_copies(problem, launch)
     found["moe_fp4"] = called()
     print(json.dumps(found))
 

@@ -16,7 +16,7 @@ from flashinfer_perf.moe_tool.cases import CONTESTANTS, runnable
 from flashinfer_perf.moe_tool.flags import MoeFlags
 from flashinfer_perf.moe_tool.shapes import Shape
 from flashinfer_perf.run.factory import TensorFactory
-from flashinfer_perf.run.launch import Launch
+from flashinfer_perf.run.launch import Copies, Launch, poison
 from flashinfer_perf.run.problem import Problem
 from flashinfer_perf.run.ranks import SingleRank
 
@@ -49,6 +49,16 @@ def contestants() -> dict[str, Callable[[Machine], Made]]:
 def passes(problem: Problem, launch: Launch, returned: Any = None) -> bool:
     """The verdict on what a launch wrote, or returned."""
     return problem.checks["output"].judge("output", launch.outputs(returned), problem.truth()).passed
+
+
+def passes_on_copies(problem: Problem, launch: Launch) -> bool:
+    """The verdict on a call with copies of all its tensors, while the problem's own hold NaN."""
+    truth = problem.truth()
+    copied = launch.on_copies(Copies())
+    for tensor in problem.tensors.values():
+        poison(tensor)
+    copied()
+    return problem.checks["output"].judge("output", copied.outputs(None), truth).passed
 
 
 class Vllm(NamedTuple):

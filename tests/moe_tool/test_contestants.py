@@ -15,7 +15,7 @@ from flashinfer_perf.moe_tool import eager
 from flashinfer_perf.moe_tool.cases import CONTESTANTS
 from flashinfer_perf.routines import all_routines
 from tests.cli.conftest import ROOT
-from tests.moe_tool.layers import CPU, HOPPER, contestants, made, passes
+from tests.moe_tool.layers import CPU, HOPPER, contestants, made, passes, passes_on_copies
 
 NAMES = list(contestants())
 
@@ -27,6 +27,7 @@ def test_pytorch_is_right(name):
     assert launch.host_sync
     launch()
     assert passes(problem, launch)
+    assert passes_on_copies(problem, launch)
 
 
 def test_this_projects_kernels_are_right_with_routing_weights_only():
@@ -36,7 +37,7 @@ def test_this_projects_kernels_are_right_with_routing_weights_only():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found == {
-        **dict.fromkeys([*NAMES, "moe_fp4"], True),
+        **dict.fromkeys([*NAMES, *(f"{name}, on copies" for name in NAMES), "moe_fp4"], True),
         **dict.fromkeys([f"{name}, without routing weights" for name in NAMES], False),
     }
 

@@ -35,6 +35,16 @@ def test_it_appends_measurements_and_reports_on_standard_error(capsys):
     assert "cutlass_moe_fp4" in str(torch.utils.benchmark.Compare(results))
 
 
+@pytest.mark.usefixtures("on_the_cpu")
+def test_what_fails_is_named_by_the_call(capsys, monkeypatch):
+    monkeypatch.setattr("flashinfer_perf.run.engine.free_bytes", lambda machine: 1000)
+    results = []
+    bench_run(results, "mine", 4, 2, False, False, (3, 64, 32))
+    assert results == []
+    call = "bench_run(results, 'mine', 4, 2, False, False, (3, 64, 32))"
+    assert f"[ERROR] Error running test: {call}\n[ERROR] Error: needs at least " in capsys.readouterr().err
+
+
 def test_a_shape_that_cannot_be_is_refused():
     with pytest.raises(InvalidInput, match=r"top_k \(5\) exceeds num_experts \(4\)"):
         bench_run([], "mine", 4, 5, False, False, (3, 64, 32))

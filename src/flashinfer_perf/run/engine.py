@@ -239,7 +239,8 @@ def _outcome(run: BackendRun) -> tuple[Status, str]:
 
 def _case_failed(case: Case, machine: Machine, backends: list[str], error: Exception) -> Iterator[Event]:
     status, reason = classify(error)
-    yield Message(Severity.ERROR, f"Error running test: {case.repro_command.partition('.py ')[2]}")
+    flags = case.repro_command.partition(".py ")[2]
+    yield Message(Severity.ERROR, f"Error running test: {flags or case.repro_command}")
     yield Message(Severity.ERROR, f"Error: {reason}")
     yield from _traceback_lines(error, status)
     for name in backends:
