@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from flashinfer_perf import __version__
 from flashinfer_perf.cli.main import main as commands
 from flashinfer_perf.cli.moe_fp4 import main
 from flashinfer_perf.core.flags import specs_of
+from flashinfer_perf.moe_tool import eager
 from flashinfer_perf.moe_tool.flags import ToolFlags
 from flashinfer_perf.moe_tool.presets import PRESETS
 from tests.cli.conftest import ROOT, Outcome, records_of, rows_of
@@ -64,14 +67,12 @@ def test_it_is_a_command_and_a_launcher(tool, capsys, launch):
     assert launch("--version", program=LAUNCHER).out == f"flashinfer-perf {__version__}\n"
 
 
-def test_help_needs_no_torch(launch):
+def test_help_needs_no_torch():
     code = (
         "import sys; from flashinfer_perf.cli.moe_fp4 import main; main(['--help']); "
         "print(sorted({'torch', 'numpy', 'triton', 'flashinfer'} & set(sys.modules)))"
     )
-    import subprocess
-
-    done = subprocess.run([__import__("sys").executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src")
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
@@ -139,8 +140,6 @@ def test_a_model_on_the_cpu_comes_with_a_warning(tool, monkeypatch):
 
 
 def test_a_wrong_kernel_has_no_time(tool, monkeypatch):
-    from flashinfer_perf.moe_tool import eager
-
     monkeypatch.setattr(eager, "experts_nvfp4", lambda **tensors: tensors["output"].zero_())
     outcome = tool(f"{QUICK} --batch-sizes 4")
     assert outcome.code == 1

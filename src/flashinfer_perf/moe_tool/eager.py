@@ -9,8 +9,6 @@ from flashinfer_perf.formats import fp8
 from flashinfer_perf.formats.e2m1 import decode, unpack
 from flashinfer_perf.lazy import torch
 
-Round = Callable[["torch.Tensor"], "torch.Tensor"]
-
 
 def experts_fp8(
     x: torch.Tensor,
