@@ -206,7 +206,7 @@ class ThreadRanks:
         self._meeting.wait()  # nobody writes his next value before all have read this one
         return unless_given_up(values, self.rank)
 
-    def abort(self) -> None:
+    def abort(self, error: BaseException) -> None:
         self._meeting.abort()
 
 

@@ -89,7 +89,7 @@ def testlist(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU, as far as the requirements of backends can see."""
-    for module in ("run.engine", "cli.list"):
+    for module in ("run.placement", "cli.list"):
         monkeypatch.setattr(f"flashinfer_perf.{module}.find_machine", lambda device: HOPPER)
 
 

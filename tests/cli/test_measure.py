@@ -141,30 +141,31 @@ class Rank(SingleRank):
     def all_gather(self, value: Any) -> list[Any]:
         return [value, value]
 
-    def abort(self) -> None:
+    def abort(self, error: BaseException) -> None:
         self.aborted = True
 
 
-def measured_by(rank: Rank, monkeypatch, tmp_path, path: str = "out.csv") -> int:
-    monkeypatch.setattr(measure, "find_ranks", lambda: rank)
+def measured_by(rank: Rank, tmp_path, path: str = "out.csv") -> int:
     routines = all_routines()
     routine = routines["mxfp4_quantize"]
     case = make_case(routine, line_grammar(routine.flags).parse(f"{CASE} --backends torch".split()))
     run = Options(**{**vars(case.options), "output_path": str(tmp_path / path)})
-    return measure.measure_items([case], run, routines)
+    return measure.measure_items([case], run, routines, rank)
 
 
-def test_of_several_ranks_only_the_first_one_writes(monkeypatch, tmp_path, capsys):
-    assert measured_by(Rank(1), monkeypatch, tmp_path) == 0
+def test_of_several_ranks_only_the_first_one_writes(tmp_path, capsys):
+    assert measured_by(Rank(1), tmp_path) == 0
     assert capsys.readouterr() == ("", "")
     assert not (tmp_path / "out.csv").exists()
-    assert measured_by(Rank(0), monkeypatch, tmp_path) == 0
-    assert capsys.readouterr().out.startswith(PERF)
+    assert measured_by(Rank(0), tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("[INFO] torch on 2 ranks: medians ")
+    assert said.splitlines()[1].startswith(PERF)
     assert len(rows_of(tmp_path / "out.csv")) == 1
 
 
-def test_a_result_file_that_the_first_rank_cannot_write_ends_all_of_them(monkeypatch, tmp_path, capsys):
-    assert measured_by(Rank(0), monkeypatch, tmp_path, ".") == 2
+def test_a_result_file_that_the_first_rank_cannot_write_ends_all_of_them(tmp_path, capsys):
+    assert measured_by(Rank(0), tmp_path, ".") == 2
     assert capsys.readouterr() == ("", f"[ERROR] cannot write results to {tmp_path}: it is a folder\n")
 
 
@@ -175,5 +176,5 @@ def test_a_rank_that_breaks_down_takes_the_others_with_it(monkeypatch, tmp_path)
     rank = Rank(1)
     monkeypatch.setattr(measure.Session, "run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        measured_by(rank, monkeypatch, tmp_path)
+        measured_by(rank, tmp_path)
     assert rank.aborted

@@ -15,7 +15,7 @@ from flashinfer_perf.core.errors import DoesNotFit, InvalidInput, Unsupported
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.record import CheckState, Record, Status
 from flashinfer_perf.core.requirement import Requirement, capability, case_rule, package
-from flashinfer_perf.run import engine
+from flashinfer_perf.run import engine, placement
 from flashinfer_perf.run.engine import asked_for, run_case, unfinished
 from flashinfer_perf.run.events import CaseStarted, Event, Message
 from flashinfer_perf.run.launch import Launch
@@ -231,7 +231,7 @@ def test_a_missing_gpu_leaves_a_record_for_each_backend(fake: Fake, monkeypatch:
 
 
 def test_a_driver_that_throws_when_it_is_asked_costs_one_case(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "find_machine", lambda device: raising(RuntimeError("CUDA error: unknown"))())
+    monkeypatch.setattr(placement, "find_machine", lambda device: raising(RuntimeError("CUDA error: unknown"))())
     fake.add("a")
     assert fake.record().reason == "RuntimeError: CUDA error: unknown"
 
@@ -345,7 +345,7 @@ def test_there_is_no_hint_while_something_ran(fake: Fake):
 
 
 def test_the_compute_capability_has_a_documented_line_of_its_own(fake: Fake, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine, "find_machine", lambda _: HOPPER)
+    monkeypatch.setattr(placement, "find_machine", lambda _: HOPPER)
     fake.add("blackwell", requires=(capability(10),))
     fake.add("lib", requires=(NOT_INSTALLED,))
     texts = texts_in(fake.events("--backends blackwell lib"), "WARNING")
@@ -758,7 +758,7 @@ def test_machines_that_differ_end_the_case_on_both(monkeypatch: pytest.MonkeyPat
             raise Unsupported("no GPU on this host")
         return CPU
 
-    monkeypatch.setattr(engine, "find_machine", find)
+    monkeypatch.setattr(placement, "find_machine", find)
     with fake_routine() as fake:
         fake.add("a")
 

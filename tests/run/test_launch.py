@@ -107,6 +107,21 @@ def test_phases_run_in_order_and_each_gets_the_result_before():
     assert len(launch.steps()) == 2
 
 
+def test_phases_that_are_not_timed_apart_are_one_step():
+    phases = (Phase("double", lambda _, x: 2 * x), Phase("add", lambda doubled, x: doubled + x))
+    launch = Launch(phases=phases, kwargs={"x": 3}, timed_apart=False)
+    assert launch.phase_names == ()
+    (step,) = launch.steps()
+    assert step(None) == launch() == 9
+
+
+def test_a_call_with_other_arguments_keeps_the_rest():
+    launch = Launch(lambda x, y: (x, y), kwargs={"x": 1, "y": 2}, no_graph="never")
+    changed = launch.with_arguments(y=5)
+    assert (changed(), launch()) == ((1, 5), (1, 2))
+    assert changed.no_graph == "never"
+
+
 def test_a_launch_of_one_part_has_one_step_and_no_phase_names():
     launch = Launch(axpy, args=(1, 2))
     assert launch.phase_names == ()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 
 import pytest
@@ -15,10 +16,12 @@ from flashinfer_perf.run.ranks import (
     MpiRanks,
     Ranks,
     SingleRank,
+    agree,
     find_ranks,
     in_step,
     is_first_process,
-    slowest,
+    number_started,
+    place_on_host,
     unless_given_up,
 )
 from tests.fakes import on_two_ranks
@@ -40,9 +43,8 @@ def test_one_process_is_a_group_that_waits_for_nobody():
     assert (ranks.rank, ranks.size) == (0, 1)
     assert ranks.barrier() is None
     assert ranks.all_gather("x") == ["x"]
-    assert ranks.abort() is None
+    assert ranks.abort(ValueError()) is None
     assert in_step(ranks, lambda: 3) == 3
-    assert slowest(ranks, [(1.0, 2.0)]) == [(1.0, 2.0)]
     with pytest.raises(ValueError, match="as it is"):
         in_step(ranks, lambda: int("as it is"))
 
@@ -57,6 +59,26 @@ def test_several_processes_without_mpi4py_name_the_extra(variable: str, monkeypa
     monkeypatch.setattr(module, "is_installed", lambda name: False)
     with pytest.raises(InvalidInput, match=r"4 processes.*flashinfer-perf\[mpi\]"):
         find_ranks({variable: "4"})
+
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "MASTER_ADDR": "here", "MASTER_PORT": "4711"}
+
+
+def test_torchrun_is_known_by_all_of_its_variables():
+    assert number_started(TORCHRUN) == 3
+    assert not is_first_process(TORCHRUN)
+    assert is_first_process(TORCHRUN | {"RANK": "0"})
+    for missing in TORCHRUN:
+        environment = {name: value for name, value in TORCHRUN.items() if name != missing}
+        assert number_started(environment) == 1
+        assert is_first_process(environment)
+
+
+def test_an_mpi_launcher_comes_before_variables_that_torchrun_sets_too(monkeypatch: pytest.MonkeyPatch):
+    """Scripts export them under mpirun, for torch.distributed."""
+    monkeypatch.setattr(module, "is_installed", lambda name: False)
+    with pytest.raises(InvalidInput, match="mpi4py"):
+        find_ranks(TORCHRUN | {"PMI_SIZE": "3"})
 
 
 @pytest.mark.parametrize("variable", module.RANK_VARIABLES)
@@ -155,20 +177,70 @@ def test_a_value_that_says_that_a_rank_gave_up_is_for_the_others():
         unless_given_up([1, gave_up, gave_up], 2)
 
 
-# ---- times ----
+def test_a_rank_that_fails_ends_the_others_when_they_do_not_come():
+    """They may sit in a collective of a backend's; here they never come."""
+    ended = threading.Event()
+    seen: list[BaseException] = []
+
+    class Alone(SingleRank):
+        rank, size = 1, 2
+
+        def all_gather(self, value: object) -> list[object]:
+            assert ended.wait(10)
+            return [value]
+
+        def abort(self, error: BaseException) -> None:
+            seen.append(error)
+            ended.set()
+
+    with pytest.raises(ValueError, match="broken"):
+        in_step(Alone(), lambda: int("broken"), patience=0.01)
+    assert "broken" in str(seen[0])
 
 
-def test_a_sample_is_that_of_the_slowest_rank_phase_by_phase():
-    mine = [[(1.0, 5.0), (2.0, 2.0)], [(3.0, 4.0), (1.0, 9.0)]]
-    assert on_two_ranks(lambda ranks: slowest(ranks, mine[ranks.rank])) == [[(3.0, 5.0), (2.0, 9.0)]] * 2
+def test_ranks_that_come_in_time_are_not_ended():
+    def work(ranks: Ranks) -> tuple[str, object]:
+        def step() -> None:
+            if ranks.rank == 1:
+                raise ValueError("broken")
+
+        try:
+            return "returned", in_step(ranks, step, patience=20)
+        except Exception as error:
+            return classify(error)
+
+    assert on_two_ranks(work)[0] == (Status.FAILED, "rank 1: ValueError: broken")
 
 
-def test_ranks_with_different_numbers_of_samples_are_an_error():
-    def work(ranks: Ranks) -> None:
-        with pytest.raises(ValueError, match=r"shorter|longer"):
-            slowest(ranks, [(1.0,)] * (ranks.rank + 1))
+# ---- what ranks have in common ----
 
-    on_two_ranks(work)
+
+def test_ranks_that_were_started_alike_agree():
+    assert on_two_ranks(lambda ranks: agree(ranks, "flags", "-a")) == [None, None]
+
+
+def test_ranks_that_were_started_differently_all_hear_of_it():
+    def work(ranks: Ranks) -> str:
+        with pytest.raises(InvalidInput) as caught:
+            agree(ranks, "flags", f"--top_k {ranks.rank}")
+        return str(caught.value)
+
+    text = "rank 1 has other flags than rank 0: --top_k 1 is not --top_k 0; start all ranks alike"
+    assert on_two_ranks(work) == [text, text]
+
+
+class Somewhere(SingleRank):
+    """Rank 2 of five on two hosts."""
+
+    rank, size = 2, 5
+
+    def all_gather(self, value: object) -> list[object]:
+        return ["a", "b", "a", "a", "b"]
+
+
+def test_a_rank_knows_its_place_on_its_host():
+    assert place_on_host(Somewhere()) == (1, 3)
+    assert place_on_host(SingleRank()) == (0, 1)
 
 
 # ---- MPI ----
@@ -225,9 +297,6 @@ def test_an_mpi_barrier_does_not_wait_for_a_rank_that_gave_up(world: FakeWorld):
 
 
 def test_abort_ends_all_ranks_and_says_why(world: FakeWorld, capsys: pytest.CaptureFixture[str]):
-    try:
-        raise ValueError("the reason")
-    except ValueError:
-        MpiRanks().abort()
+    MpiRanks().abort(ValueError("the reason"))
     assert world.calls == ["abort 1"]
-    assert "the reason" in capsys.readouterr().err
+    assert "[ERROR] rank 0 failed and ends all ranks: ValueError: the reason" in capsys.readouterr().err

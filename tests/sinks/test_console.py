@@ -104,6 +104,15 @@ def test_a_record_has_a_line_for_each_phase_and_one_for_the_whole():
     assert "tflops 0.667" in lines[2]
 
 
+def test_phases_and_the_whole_have_the_rates_that_are_known():
+    phases = {"a2a_dispatch": (0.5,), "a2a_combine": (1.0,)}
+    measured = measurement(1.5, phases_ms=phases, total_name="a2a_total")
+    lines = printed(record(measurement=measured, phase_work={"a2a_dispatch": Work(0, 1e9)}))
+    assert [line.split()[1] for line in lines] == ["a2a_dispatch", "a2a_combine", "a2a_total"]
+    assert lines[0].endswith("achieved tflops 0.000 TFLOPs/sec; achieved tb_per_sec 2.000 TB/sec")
+    assert lines[1].endswith("achieved tb_per_sec nan TB/sec")
+
+
 def test_a_record_without_a_time_has_no_line():
     assert printed(record(status=Status.UNSUPPORTED, reason="no", measurement=None)) == []
 

@@ -7,7 +7,7 @@ import pytest
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.record import CheckState, Finding, Status, Verdict
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.sinks.row import row_of, text_of
+from flashinfer_perf.sinks.row import row_of, rows_of, text_of
 from tests.fakes import Fake, measurement, record
 
 
@@ -42,6 +42,24 @@ def test_phases_have_their_medians_with_all_digits():
     phases = {"dispatch": (0.3, 0.1, 0.2), "combine": (1.0, 1.0, 4.0)}
     row = row_of(record(measurement=measurement(1.3, 1.1, 4.2, phases_ms=phases)))
     assert row["phases"] == "dispatch=0.2 combine=1.0"
+
+
+def test_each_phase_has_a_row_of_its_own_before_that_of_the_whole():
+    phases = {"a2a_dispatch": (2.0, 2.0), "moe_kernel": (1.0, 1.0)}
+    measured = measurement(3.0, 3.0, phases_ms=phases, total_name="a2a_total", timer_facts={"rank_skew": 0.5})
+    dispatch, kernel, whole = rows_of(record(measurement=measured, phase_work={"a2a_dispatch": Work(0, 4e9)}))
+    assert [row["phase"] for row in (dispatch, kernel, whole)] == ["a2a_dispatch", "moe_kernel", "a2a_total"]
+    assert [row["median_time"] for row in (dispatch, kernel, whole)] == [2.0, 1.0, 3.0]
+    assert (dispatch["tb_per_sec"], dispatch["bytes"]) == (2.0, 4e9)
+    assert "tb_per_sec" not in kernel
+    assert kernel["bytes"] is None
+    assert whole["rank_skew"] == 0.5
+    assert "rank_skew" not in dispatch
+
+
+def test_what_was_timed_as_a_whole_or_not_at_all_has_one_row():
+    assert len(rows_of(record())) == 1
+    assert len(rows_of(record(status=Status.UNSUPPORTED, measurement=None, work=None))) == 1
 
 
 def test_what_else_a_clock_knows_has_columns_of_its_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -107,6 +108,26 @@ def test_phases_are_timed_by_events():
     phases = (Phase("a", print), Phase("b", print))
     name, reason = chosen(GPU, Wish(), fn=None, phases=phases)
     assert (name, reason) == ("event", "The phases of a call are timed by CUDA events.")
+
+
+def test_phases_that_are_not_timed_apart_are_timed_as_a_whole():
+    phases = (Phase("a", print), Phase("b", print))
+    assert chosen(GPU, Wish(), fn=None, phases=phases, timed_apart=False) == ("cupti graph", "")
+
+
+def test_cupti_is_not_used_where_the_launch_forbids_it():
+    reason = "Somebody else listens."
+    assert chosen(GPU, Wish(), no_cupti=reason) == ("graph", reason)
+    assert chosen(GPU, Wish(cupti=False), no_cupti=reason) == ("graph", "")
+
+
+def test_ranks_that_line_up_are_timed_by_events():
+    several = replace(target(), line_up=lambda: None)
+    opened = open_timer(GPU, Wish(), several, work_bytes=0)
+    assert (opened.timer.name, opened.fallback_reason) == (
+        "event",
+        "Calls of several ranks, which start together, are timed by CUDA events.",
+    )
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])

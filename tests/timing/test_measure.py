@@ -104,7 +104,7 @@ def test_every_sample_is_that_of_the_slowest_rank():
 
 
 def test_a_phase_is_that_of_the_slowest_rank_too():
-    scripts = [[(1.0, 9.0)], [(4.0, 3.0)]]
+    scripts = [[(1.0, 9.0)], [(4.0, 3.0)]]  # neither rank takes the 13 ms that the slowest phases add up to
     phases = (Phase("dispatch", lambda _: None), Phase("combine", lambda _: None))
 
     def work(ranks: Ranks) -> Measurement:
@@ -112,7 +112,7 @@ def test_a_phase_is_that_of_the_slowest_rank_too():
 
     for found in on_two_ranks(work):
         assert found.phases_ms == {"dispatch": (4.0,), "combine": (9.0,)}
-        assert found.samples_ms == (13.0,)
+        assert found.samples_ms == (10.0,)
 
 
 @pytest.mark.parametrize("ticks", [(1e-3, 0.5), (0.5, 1e-3)])

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 
 from flashinfer_perf.run.launch import Copies, Launch
-from flashinfer_perf.run.ranks import SingleRank
+from flashinfer_perf.run.ranks import Ranks, SingleRank
 from flashinfer_perf.timing.cache import Warm
 from flashinfer_perf.timing.target import Target, poison_outputs
+from tests.fakes import on_two_ranks
 
 
 def kernel(x: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
@@ -67,6 +68,15 @@ def test_what_a_call_returned_on_memory_of_its_own_is_poisoned_and_a_view_of_an_
     poison_outputs(private, [], (made, x[1:]))
     assert made.isnan().all()
     assert x.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_sample_counts_where_it_counts_on_every_rank():
+    def work(ranks: Ranks) -> list[bool]:
+        target = target_of(launch(), ranks=ranks)
+        return [target.everywhere(True), target.everywhere(ranks.rank == 0)]
+
+    assert on_two_ranks(work) == [[True, False]] * 2
+    assert target_of(launch()).everywhere(True)
 
 
 def test_outputs_have_their_names():

@@ -18,7 +18,16 @@ from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
 from flashinfer_perf.core.testlist import InvalidLine, UnreadableTestlist, parse_testlist, read_testlist
 from flashinfer_perf.routines import all_routines
-from flashinfer_perf.run.ranks import is_first_process
+from flashinfer_perf.run.ranks import (
+    FailedElsewhere,
+    Ranks,
+    SingleRank,
+    agree,
+    find_ranks,
+    in_step,
+    is_first_process,
+    number_started,
+)
 
 OUTPUT_LOST = (errno.EPIPE, errno.ENOSPC)
 """Errors of standard output; those of result files and of backends do not come this far."""
@@ -31,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(tokens, all_routines())
     except (InvalidInput, UnreadableTestlist) as error:
+        if is_first_process():
+            print(f"[ERROR] {error}", file=sys.stderr)
+        return NOTHING_PARSED
+    except FailedElsewhere as error:
         if is_first_process():
             print(f"[ERROR] {error}", file=sys.stderr)
         return NOTHING_PARSED
@@ -58,7 +71,27 @@ def _without_output(error: OSError) -> int:
     return FAILURE
 
 
+NEEDS_NO_RANKS = {"-h", "--help", "--version", "--list", "--plan"}
+"""What the first process does alone."""
+
+
+def ranks_that_agree(tokens: list[str]) -> Ranks:
+    """The group that this process belongs to, all of it started with the same arguments; no MPI for one process.
+
+    Before they are understood: a rank that refused other arguments than the others' would leave those waiting.
+
+    Raises:
+        InvalidInput: when mpi4py is missing, or a rank was started with other arguments.
+    """
+    if number_started() == 1 or NEEDS_NO_RANKS.intersection(tokens):
+        return SingleRank()
+    ranks = find_ranks()
+    agree(ranks, "flags", " ".join(tokens))
+    return ranks
+
+
 def _dispatch(tokens: list[str], routines: Mapping[str, Routine]) -> int:
+    ranks = ranks_that_agree(tokens)
     run = run_options(tokens, routines)
     if (run.help or run.version or run.list or run.plan) and not is_first_process():
         return SUCCESS
@@ -73,14 +106,15 @@ def _dispatch(tokens: list[str], routines: Mapping[str, Routine]) -> int:
         from flashinfer_perf.cli.list import print_list
 
         return print_list(routines, run.device, run.format)
-    items = understand(tokens, run, routines)
+    items = in_step(ranks, lambda: understand(tokens, run, routines))
+    agree(ranks, "cases", [getattr(item, "repro_command", "") for item in items])
     if run.plan:
         from flashinfer_perf.cli.plan import print_plan
 
         return print_plan(items, run.format)
     from flashinfer_perf.cli.measure import measure_items
 
-    return measure_items(items, run, routines)
+    return measure_items(items, run, routines, ranks)
 
 
 def run_options(tokens: Sequence[str], routines: Mapping[str, Routine]) -> Options:

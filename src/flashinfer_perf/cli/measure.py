@@ -12,7 +12,7 @@ from flashinfer_perf.core.exit_status import NOTHING_PARSED
 from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
 from flashinfer_perf.core.testlist import InvalidLine
-from flashinfer_perf.run.ranks import FailedElsewhere, find_ranks, in_step
+from flashinfer_perf.run.ranks import FailedElsewhere, Ranks, in_step
 from flashinfer_perf.run.session import Session, Sink, SinkFailed
 from flashinfer_perf.sinks.columns import columns_of
 from flashinfer_perf.sinks.console import Console
@@ -25,9 +25,10 @@ from flashinfer_perf.sinks.table import Table
 CONSOLES = {"text": Console, "table": Table, "json": JsonConsole}
 
 
-def measure_items(items: Sequence[Case | InvalidLine], run: Options, routines: Mapping[str, Routine]) -> int:
+def measure_items(
+    items: Sequence[Case | InvalidLine], run: Options, routines: Mapping[str, Routine], ranks: Ranks
+) -> int:
     """The exit status. Over several ranks only the first one writes."""
-    ranks = find_ranks()
     try:
         importlib.import_module(
             "torch"
@@ -39,8 +40,8 @@ def measure_items(items: Sequence[Case | InvalidLine], run: Options, routines: M
         return NOTHING_PARSED
     except FailedElsewhere:
         return NOTHING_PARSED
-    except BaseException:
-        ranks.abort()
+    except BaseException as error:
+        ranks.abort(error)
         raise
 
 

@@ -103,7 +103,9 @@ class Measurement:
     stop_reason: str
     ranks: int
     timer_facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else the clock knows: the gate, kernels seen, what was subtracted."""
+    """What else the clock knows: the gate, kernels seen, what was subtracted; how far the ranks were apart."""
+    total_name: str = ""
+    """What the whole of a call is called, where its phases have names; '' for the backend's."""
     clock_bias: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """What kernels of known length read under each clock in this process, in microseconds."""
 
@@ -129,6 +131,8 @@ class Record:
     repro_command: str = ""
     measurement: Measurement | None = None
     work: Work | None = None
+    phase_work: Mapping[str, Work] = field(default_factory=dict)
+    """Of the phases whose work is known, by their names."""
     verdict: Verdict = field(default_factory=Verdict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)

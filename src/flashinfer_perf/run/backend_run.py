@@ -16,11 +16,13 @@ from flashinfer_perf.run.failure import libraries_may_refuse
 from flashinfer_perf.run.fingerprint import Fingerprints
 from flashinfer_perf.run.judge import agreement, judge, probe, report, touched_inputs, verdict_of
 from flashinfer_perf.run.launch import Copies, Launch, storages_in
-from flashinfer_perf.run.ranks import in_step
+from flashinfer_perf.run.process_group import start_line
+from flashinfer_perf.run.ranks import PATIENCE_SECONDS, in_step
 from flashinfer_perf.timing.bias import clock_bias
 from flashinfer_perf.timing.cache import cache_policy
 from flashinfer_perf.timing.choose import choose_stop_rule, open_timer, wish_of
 from flashinfer_perf.timing.measure import measure
+from flashinfer_perf.timing.rank_times import rank_line
 from flashinfer_perf.timing.target import Target
 
 if TYPE_CHECKING:
@@ -54,15 +56,18 @@ class BackendRun:
         """Does it all; yields the lines of the check as soon as there are any."""
         ranks = self.problem.ranks
         target = in_step(ranks, self._prepare)
-        self.outputs = in_step(ranks, lambda: self._first_call(target))
-        self.verdict = verdict_of(in_step(ranks, lambda: self._check(target)), self.truth is not None, ranks)
+        self.outputs = in_step(ranks, lambda: self._first_call(target), PATIENCE_SECONDS)
+        self.verdict = verdict_of(
+            in_step(ranks, lambda: self._check(target), PATIENCE_SECONDS), self.truth is not None, ranks
+        )
         self._compare_with_first()
         yield from self._remarks()
         yield from report(self.backend.name, self.verdict)
         if self.verdict.state is CheckState.MISMATCH and not self.case.options.allow_output_mismatch:
             return
         was_wrong = self.verdict.state is CheckState.MISMATCH
-        self.measurement, last = in_step(ranks, lambda: self._measure(target))
+        self.measurement, last = in_step(ranks, lambda: self._measure(target), PATIENCE_SECONDS)
+        yield from self._apart()
         if self.measurement.fallback_reason:
             yield Message(Severity.WARNING, self.measurement.fallback_reason, once=True)
         again = verdict_of(in_step(ranks, lambda: self._check_again(last)), self.truth is not None, ranks)
@@ -75,6 +80,11 @@ class BackendRun:
         changed = self.inputs.changed()
         self.inputs_changed |= any(self.problem.ranks.all_gather(bool(changed)))
         return changed
+
+    def _apart(self) -> Iterator[Message]:
+        """How far the ranks were apart."""
+        if self.measurement is not None and self.problem.ranks.size > 1:
+            yield Message(Severity.INFO, f"{self.backend.name} on {rank_line(self.measurement)}")
 
     def _prepare(self) -> Target:
         began = perf_counter()
@@ -99,7 +109,9 @@ class BackendRun:
         copies, written = Copies(), {id(tensor) for tensor in launch.written()}
         launch = launch.on_copies(copies, names)
         restores = [(copy, original) for copy, original in copies.pairs if id(original) in written]
-        target = Target(launch, restores, cache_policy(self.case.options.cache, self.machine), self.problem.ranks)
+        ranks = self.problem.ranks
+        cache = cache_policy(self.case.options.cache, self.machine)
+        target = Target(launch, restores, cache, ranks, start_line(ranks, self.machine))
         target.poison_outputs()
         return target
 

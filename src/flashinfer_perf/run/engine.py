@@ -16,7 +16,7 @@ from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.record import CheckState, Record, Status
 from flashinfer_perf.core.routine import Backend
 from flashinfer_perf.device.environment import environment_of
-from flashinfer_perf.device.machine import find_machine, free_bytes
+from flashinfer_perf.device.machine import free_bytes
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.run.backend_run import BackendRun
 from flashinfer_perf.run.events import CaseStarted, Event, Message, Severity
@@ -24,6 +24,7 @@ from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.failure import classify
 from flashinfer_perf.run.fingerprint import Fingerprints
 from flashinfer_perf.run.judge import mismatch_reason
+from flashinfer_perf.run.placement import machine_of
 from flashinfer_perf.run.problem import Outputs, Problem
 from flashinfer_perf.run.ranks import Ranks, in_step
 from flashinfer_perf.run.selection import Refused, Selection, one_that_works, select
@@ -35,7 +36,7 @@ def run_case(case: Case, ranks: Ranks, number: int = 1, total: int = 1) -> Itera
     Ctrl-C is not caught here: what is still pending then is the caller's to record (``unfinished``).
     """
     try:
-        machine = in_step(ranks, lambda: find_machine(case.options.device))
+        machine = in_step(ranks, lambda: machine_of(case.options.device, ranks))
         selection = in_step(ranks, lambda: select(case, machine))
     except Exception as error:  # whatever a driver, or a rule about a case, may throw
         yield from _case_failed(case, Machine(case.options.device, ""), list(asked_for(case)), error)
@@ -108,7 +109,7 @@ class _CaseRun:
         make = TensorFactory(self.machine.device, case.options.random_seed, free_bytes(self.machine), self.ranks)
         problem = self.problem = in_step(self.ranks, lambda: case.routine.make(case.flags, make))
         yield from _shown(problem, case.options.verbose)
-        if case.options.refcheck and self.truth is None:
+        if (case.options.refcheck or problem.validated) and self.truth is None:
             self.truth = in_step(self.ranks, problem.truth)
         self.inputs = Fingerprints(problem.tensors)
 
@@ -162,6 +163,7 @@ class _CaseRun:
             resolved_backend=run.resolved_backend,
             measurement=run.measurement,
             work=run.problem.work,
+            phase_work=run.problem.phase_work,
             verdict=run.verdict,
             facts=run.facts,
         )

@@ -32,6 +32,8 @@ class Launch:
     Attributes:
         fn: what is timed; called with args and kwargs.
         phases: in place of fn, the parts of a call that has several; they take keywords only.
+        timed_apart: time the phases one by one, rather than the call as a whole.
+        total_name: what the whole of the call is called in results, beside the names of its phases.
         mutates: names of the parameters that the call writes. Those that are the problem's tensors are restored
             before each call, outside the timed span; all of them are outputs. A tuple or dictionary of tensors gives
             outputs named ``cache.0``, ``cache.1``, or by its keys.
@@ -39,6 +41,7 @@ class Launch:
         scratch: names of the parameters that are plan state or workspace; never copied, never rotated.
         host_sync: the call waits for the device by itself.
         no_graph: why no CUDA graph can hold the call, where it is known beforehand; a sentence.
+        no_cupti: why CUPTI must not record the call; a sentence.
         facts: values for declared columns, such as the time that planning took.
         resolved_backend: what really runs, where a name stands for a choice.
         draw: for samplers, (seed, offset) -> what the very call that is timed returns, with the first row of its
@@ -49,11 +52,14 @@ class Launch:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
+    timed_apart: bool = True
+    total_name: str = ""
     mutates: tuple[str, ...] = ()
     returns: tuple[str, ...] = ()
     scratch: tuple[str, ...] = ()
     host_sync: bool = False
     no_graph: str = ""
+    no_cupti: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     resolved_backend: str = ""
     draw: Callable[[int, int], Any] | None = None
@@ -71,9 +77,13 @@ class Launch:
 
     def __call__(self) -> Any:
         result = None
-        for step in self.steps():
+        for step in self._parts():
             result = step(result)
         return result
+
+    def with_arguments(self, **changes: Any) -> Launch:
+        """The same call with other values for some of its keywords."""
+        return dataclasses.replace(self, kwargs={**self.kwargs, **changes})
 
     def with_seed(self, seed: int) -> Any:
         """What the call gives with another ``seed``, which it takes as a keyword.
@@ -83,10 +93,13 @@ class Launch:
         """
         if "seed" not in self.kwargs:
             raise TypeError(f"the call takes no seed by keyword; it takes {', '.join(self.kwargs)}")
-        return dataclasses.replace(self, kwargs={**self.kwargs, "seed": seed})()
+        return self.with_arguments(seed=seed)()
 
     def steps(self) -> list[Callable[[Any], Any]]:
         """The parts to time, each taking the previous one's result."""
+        return self._parts() if self.fn is None and self.timed_apart else [lambda _: self()]
+
+    def _parts(self) -> list[Callable[[Any], Any]]:
         fn, args, kwargs = self.fn, self.args, dict(self.kwargs)
         if fn is not None:
             return [lambda _: fn(*args, **kwargs)]
@@ -94,8 +107,8 @@ class Launch:
 
     @property
     def phase_names(self) -> tuple[str, ...]:
-        """Empty for a launch of one part."""
-        return tuple(phase.name for phase in self.phases)
+        """Of the parts that are timed one by one; empty for a launch that is timed as a whole."""
+        return tuple(phase.name for phase in self.phases) if self.timed_apart else ()
 
     def arguments(self) -> dict[str, Any]:
         """What the call gets, by parameter name."""

@@ -72,6 +72,8 @@ class Problem:
         shown: lines for -v and -vv, in order.
         remarks: of a backend's name and the outputs of its first call: lines for -vv with --refcheck.
         facts: values for the columns that the routine declares.
+        phase_work: the work of the phases of a launch that has several, by their names.
+        validated: a flag of the routine's own asks for what --refcheck does.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -82,6 +84,8 @@ class Problem:
     shown: Sequence[Shown] = ()
     remarks: Callable[[str, Outputs], Iterable[str]] = no_remarks
     facts: Mapping[str, Any] = field(default_factory=dict)
+    phase_work: Mapping[str, Work] = field(default_factory=dict)
+    validated: bool = False
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]

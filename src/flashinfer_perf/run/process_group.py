@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.lazy import torch
 from flashinfer_perf.run.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 TIMEOUT = timedelta(seconds=60)
 """How long a rank waits for the others before it gives up; the default of half an hour would cost a night."""
@@ -26,10 +35,42 @@ def join_process_group(ranks: Ranks) -> None:
     if store is None:
         store = distributed.TCPStore(host, port, ranks.size, is_master=False, timeout=TIMEOUT)
     distributed.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.size, timeout=TIMEOUT)
-    atexit.register(_leave)
+    atexit.register(leave_process_group)
 
 
-def _leave() -> None:
+def nccl_group(ranks: Ranks) -> ProcessGroup:
+    """An NCCL group of all ranks, on each one's current CUDA device. Made once.
+
+    NVLink multicast is off in it, whatever the environment says: a fault in it takes the other GPUs of a host along.
+    """
+    join_process_group(ranks)
+    return _nccl_group()
+
+
+@functools.cache
+def _nccl_group() -> ProcessGroup:
+    from torch import distributed
+
+    os.environ["NCCL_NVLS_ENABLE"] = "0"  # read when the first communicator is made
+    device = torch.device("cuda", torch.cuda.current_device())
+    group = distributed.new_group(backend="nccl", timeout=TIMEOUT, device_id=device)
+    assert group is not None
+    return group  # type: ignore[no-any-return]
+
+
+def start_line(ranks: Ranks, machine: Machine) -> Callable[[], Any] | None:
+    """What brings all ranks' devices to one point of time: a reduction of one element, on the current stream.
+
+    It ends on all of them within a few microseconds. None for a single rank, and on CPUs, where a barrier does it.
+    """
+    if ranks.size == 1 or not machine.is_cuda:
+        return None
+    group = nccl_group(ranks)
+    element = torch.zeros(1, device=machine.device)
+    return functools.partial(torch.distributed.all_reduce, element, group=group)
+
+
+def leave_process_group() -> None:
     """At exit; somebody else may have been quicker."""
     from torch import distributed
 

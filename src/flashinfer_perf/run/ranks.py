@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,13 +20,31 @@ from flashinfer_perf.run.failure import FailedElsewhere, classify
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE", "MV2_COMM_WORLD_SIZE")
 """How a launcher tells a process how many there are: MPICH and Intel MPI, Open MPI, PMIx, MVAPICH."""
 
-
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MV2_COMM_WORLD_RANK")
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets; only all of them together mean that a group is to be formed by it."""
+
+PATIENCE_SECONDS = 5.0
+"""How long a rank that failed among collectives waits for the others before it ends them: they may sit in one that
+cannot finish without it.
+"""
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is the one that speaks; known before any group is formed."""
-    return all(environment.get(name, "0") == "0" for name in RANK_VARIABLES)
+    names = (*RANK_VARIABLES, *(["RANK"] if is_torchrun(environment) else []))
+    return all(environment.get(name, "0") == "0" for name in names)
+
+
+def is_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this process, or something that speaks its language."""
+    return all(name in environment for name in TORCHRUN_VARIABLES)
+
+
+def number_started(environment: Mapping[str, str] = os.environ) -> int:
+    """How many processes a launcher says it started; 1 without a launcher."""
+    names = (*SIZE_VARIABLES, *(["WORLD_SIZE"] if is_torchrun(environment) else []))
+    return max((int(environment[name]) for name in names if environment.get(name, "").isdecimal()), default=1)
 
 
 class Ranks(Protocol):
@@ -42,8 +64,8 @@ class Ranks(Protocol):
         """Every rank's value, in rank order, on every rank."""
         ...
 
-    def abort(self) -> None:
-        """Ends every rank, because this one cannot go on and the others would wait for it."""
+    def abort(self, error: BaseException) -> None:
+        """Ends every rank, because this one cannot go on and the others would wait for it; says why."""
         ...
 
 
@@ -59,7 +81,7 @@ class SingleRank:
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
 
-    def abort(self) -> None:
+    def abort(self, error: BaseException) -> None:
         return None
 
 
@@ -80,8 +102,8 @@ class MpiRanks:
     def all_gather(self, value: Any) -> list[Any]:
         return unless_given_up(list(self._world.allgather(value)), self.rank)
 
-    def abort(self) -> None:
-        traceback.print_exc()
+    def abort(self, error: BaseException) -> None:
+        say_why(self.rank, error)
         self._world.Abort(1)
 
 
@@ -89,13 +111,15 @@ def find_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """The group that this process belongs to.
 
     Raises:
-        InvalidInput: when a launcher started several processes and mpi4py is missing.
+        InvalidInput: when an MPI launcher started several processes and mpi4py is missing.
     """
-    started = max(
-        (int(environment[name]) for name in SIZE_VARIABLES if environment.get(name, "").isdecimal()), default=1
-    )
+    started = number_started(environment)
     if started == 1:
         return SingleRank()
+    if is_torchrun(environment) and not any(name in environment for name in SIZE_VARIABLES):
+        from flashinfer_perf.run.torch_ranks import TorchRanks
+
+        return TorchRanks()
     if not is_installed("mpi4py"):
         raise InvalidInput(
             f"{started} processes were started, but mpi4py is not installed; "
@@ -126,10 +150,14 @@ def unless_given_up(values: list[Any], own_rank: int) -> list[Any]:
     return values
 
 
-def in_step(ranks: Ranks, step: Any) -> Any:
+def in_step(ranks: Ranks, step: Any, patience: float | None = None) -> Any:
     """Runs a step on every rank and raises on all of them if any fails, so that none waits for one that gave up.
 
     The step may exchange values itself. A rank that fails meets the others in the exchange that they have come to.
+
+    Args:
+        patience: seconds that a rank that failed waits for the others, for a step with collectives that are not those
+            of ``ranks``: who sits in one does not come to an exchange. Then all ranks are ended with its error.
 
     Returns:
         What the step returned on this rank.
@@ -141,15 +169,46 @@ def in_step(ranks: Ranks, step: Any) -> Any:
     except FailedElsewhere:  # every rank knows, and has left the step
         raise
     except Exception as error:
-        ranks.all_gather(GaveUp(*classify(error)))
+        with _patient(ranks, error, patience):
+            ranks.all_gather(GaveUp(*classify(error)))
         raise
     ranks.all_gather(None)
     return result
 
 
-def slowest(ranks: Ranks, times: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Sample by sample and phase by phase, the longest time over the ranks: a collective is done when the last is."""
-    if ranks.size == 1:
-        return times
-    gathered = ranks.all_gather(times)
-    return [tuple(max(phase) for phase in zip(*sample, strict=True)) for sample in zip(*gathered, strict=True)]
+@contextlib.contextmanager
+def _patient(ranks: Ranks, error: BaseException, seconds: float | None) -> Iterator[None]:
+    """Ends all ranks if what is inside takes longer."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, ranks.abort, (error,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def say_why(rank: int, error: BaseException) -> None:
+    """The last words of a rank that ends all."""
+    lines = "".join(traceback.format_exception(error))
+    print(f"{lines}[ERROR] rank {rank} failed and ends all ranks: {classify(error)[1]}", file=sys.stderr, flush=True)
+
+
+def agree(ranks: Ranks, what: str, mine: Any) -> None:
+    """Raises InvalidInput on every rank when they do not all hold the same value."""
+    values = ranks.all_gather(mine)
+    other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+    if other is not None:
+        raise InvalidInput(
+            f"rank {other} has other {what} than rank 0: {values[other]} is not {values[0]}; start all ranks alike"
+        )
+
+
+def place_on_host(ranks: Ranks) -> tuple[int, int]:
+    """This rank's number among those on its host, and how many they are."""
+    hosts = ranks.all_gather(socket.gethostname())
+    mine = hosts[ranks.rank]
+    return hosts[: ranks.rank].count(mine), hosts.count(mine)

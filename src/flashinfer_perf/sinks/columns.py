@@ -47,7 +47,7 @@ UPSTREAM_0_6_18 = _words("""
 
 RESULTS = _words("""
     status check reason timer in_graph gate timer_fallback_reason cache_policy samples calls_per_sample dry_runs tick
-    min p05 p95 mean ci_low ci_high outliers stop_reason phases ranks
+    min p05 p95 mean ci_low ci_high outliers stop_reason phase phases ranks rank_min rank_median rank_max rank_skew
     busy kernels kernel_names overhead_subtracted voided_samples
     max_abs_error relative_l2_error cosine differing_elements
     flops bytes ignored_flags

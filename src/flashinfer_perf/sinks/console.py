@@ -76,8 +76,9 @@ def perf_lines(record: Record) -> list[str]:
     measured = record.measurement
     if measured is None:
         return []
-    phases = [perf_line(name, summarise(times), None) for name, times in measured.phases_ms.items()]
-    return [*phases, perf_line(record.label, measured.summary, record.work)]
+    works = record.phase_work
+    phases = [perf_line(name, summarise(times), works.get(name)) for name, times in measured.phases_ms.items()]
+    return [*phases, perf_line(measured.total_name or record.label, measured.summary, record.work)]
 
 
 def perf_line(label: str, summary: Summary, work: Work | None) -> str:

@@ -1,4 +1,4 @@
-"""The CSV file: a header, then a row per record, written as soon as it is there."""
+"""The CSV file: a header, then a row per record and timed phase, written as soon as they are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flashinfer_perf.core.record import Record
 from flashinfer_perf.run.events import Event
 from flashinfer_perf.run.session import SinkFailed
 from flashinfer_perf.sinks.result_file import ResultFile
-from flashinfer_perf.sinks.row import row_of, text_of
+from flashinfer_perf.sinks.row import rows_of, text_of
 
 
 class CsvFile:
@@ -32,10 +32,10 @@ class CsvFile:
 
     def take(self, event: Event) -> None:
         if isinstance(event, Record):
-            row = row_of(event)
+            lines = [_line(text_of(row.get(name)) for name in self._columns) for row in rows_of(event)]
             header = "" if self._has_header else self._header
             self._has_header = True
-            self._file.write(header + _line(text_of(row.get(name)) for name in self._columns))
+            self._file.write(header + "".join(lines))
 
     def close(self) -> None:
         self._file.close()

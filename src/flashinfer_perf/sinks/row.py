@@ -1,10 +1,12 @@
-"""A record as a row of the CSV."""
+"""A record as rows of the CSV."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flashinfer_perf.core.record import Measurement, Record, Verdict
+from flashinfer_perf.core.statistics import percentile, summarise
 
 
 def row_of(record: Record) -> dict[str, Any]:
@@ -18,6 +20,20 @@ def row_of(record: Record) -> dict[str, Any]:
         **_times(record),
         **_verdict(record.verdict),
     }
+
+
+def rows_of(record: Record) -> list[dict[str, Any]]:
+    """A row for each phase of a call that was timed in parts, then the row of the whole."""
+    measured, whole = record.measurement, row_of(record)
+    if measured is None:
+        return [whole]
+    return [*(_phase_row(record, measured, name) for name in measured.phases_ms), whole]
+
+
+def _phase_row(record: Record, measured: Measurement, name: str) -> dict[str, Any]:
+    """What is known of the phase alone, beside what it shares with the whole."""
+    part = replace(measured, summary=summarise(measured.phases_ms[name]), phases_ms={}, total_name=name, timer_facts={})
+    return row_of(replace(record, measurement=part, work=record.phase_work.get(name)))
 
 
 def text_of(value: Any) -> str:
@@ -79,6 +95,7 @@ def _times(record: Record) -> dict[str, Any]:
         "ci_high": summary.ci_high_ms,
         "outliers": summary.outliers,
         "stop_reason": measured.stop_reason,
+        "phase": measured.total_name,
         "phases": _phases(measured),
         "ranks": measured.ranks,
     }
@@ -86,8 +103,6 @@ def _times(record: Record) -> dict[str, Any]:
 
 def _phases(measured: Measurement) -> str:
     """'dispatch=0.0123 combine=0.0456', medians in milliseconds."""
-    from flashinfer_perf.core.statistics import percentile
-
     medians = {name: percentile(sorted(times), 50) for name, times in measured.phases_ms.items()}
     return " ".join(f"{name}={median!r}" for name, median in medians.items())
 

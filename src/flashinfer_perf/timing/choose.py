@@ -65,16 +65,23 @@ def _candidates(
     if not machine.is_cuda:
         yield CpuTimer, ""
         return
-    phases = "The phases of a call are timed by CUDA events." if target.launch.phases else ""
+    events = _why_events(target)
     if wish.cupti:
         missing = why_unavailable()
-        obstacle = phases or (f"{missing} {FALLING_BACK}" if missing else "")
+        obstacle = events or target.launch.no_cupti or (f"{missing} {FALLING_BACK}" if missing else "")
         if wish.graph and not obstacle:
             yield lambda: CuptiTimer(in_graph=True), ""
         yield lambda: CuptiTimer(in_graph=False), obstacle
-    if wish.graph and not phases:
+    if wish.graph and not events:
         yield lambda: CudaGraphTimer(work_bytes), ""
     yield CudaEventTimer, ""
+
+
+def _why_events(target: Target) -> str:
+    """Why only CUDA events can time a target; '' when they need not."""
+    if target.launch.phase_names:
+        return "The phases of a call are timed by CUDA events."
+    return "Calls of several ranks, which start together, are timed by CUDA events." if target.line_up else ""
 
 
 FALLING_BACK = "Falling back to CUDA events."

@@ -29,7 +29,8 @@ class CudaEventTimer(UnrotatedTimer):
         target.make_ready()
         returned = target.launch()
         target.make_ready()
-        self._gate = Gate(enqueue_ms(target.launch), target.launch.host_sync)
+        slowest_enqueue_ms = max(target.ranks.all_gather(enqueue_ms(target.launch)))
+        self._gate = Gate(slowest_enqueue_ms, target.launch.host_sync)
         self._overhead_ms = event_overhead_ms(torch.cuda.current_device())
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._steps) + 1)]
         poison_outputs(target.launch, target.restores, returned)
@@ -51,7 +52,7 @@ class CudaEventTimer(UnrotatedTimer):
         self._steps = []
 
     def _once(self) -> tuple[float, ...]:
-        while not self._gate.length.accept(self._enqueue()):
+        while not self._gate.length.accept(self.target.everywhere(self._enqueue())):
             pass
         return tuple(
             max(before.elapsed_time(after) - self._overhead_ms, 0.0) for before, after in pairwise(self._events)
@@ -61,7 +62,7 @@ class CudaEventTimer(UnrotatedTimer):
         """Makes one call; whether its gate was closed until all of it was enqueued."""
         self._returned = result = None
         self.target.make_ready()
-        self._gate.close(opened=self._events[0])
+        self._gate.close(opened=self._events[0], line_up=self.target.line_up)
         for step, event in zip(self._steps, self._events[1:], strict=True):
             result = step(result)
             event.record()

@@ -112,7 +112,7 @@ def refuse_what_cannot_be_captured(launch: Launch) -> None:
         raise NotCapturable(launch.no_graph)
     if launch.host_sync:
         raise NotCapturable("The call waits for the device, which a CUDA graph cannot hold.")
-    if launch.phases:
+    if launch.phase_names:
         raise NotCapturable("The phases of a call cannot be timed inside a CUDA graph.")
 
 

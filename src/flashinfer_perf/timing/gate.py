@@ -6,6 +6,7 @@ for the device while the gate is closed would wait for ever if the gate waited f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -52,10 +53,16 @@ class Gate:
         self._opened: Any = None
         cycles_per_ms()  # measured now: once CUPTI records, its spins would be taken for marks
 
-    def close(self, opened: Any) -> None:
-        """Enqueues the spin, then an event that tells when it is over. What is enqueued after it waits until then."""
+    def close(self, opened: Any, line_up: Callable[[], Any] | None = None) -> None:
+        """Enqueues the spin, then an event that tells when it is over. What is enqueued after it waits until then.
+
+        Args:
+            line_up: enqueues, between the two, what ends on several devices at once.
+        """
         if not self.length.ungated:
             spin(self.length.spin_ms)
+        if line_up is not None:
+            line_up()
         opened.record()
         self._opened = opened
 

@@ -7,7 +7,7 @@ from time import perf_counter
 from flashinfer_perf.core.record import Measurement
 from flashinfer_perf.core.statistics import summarise
 from flashinfer_perf.core.stop_rules import StopRule
-from flashinfer_perf.run.ranks import slowest
+from flashinfer_perf.timing.rank_times import RankTimes
 from flashinfer_perf.timing.target import Target
 from flashinfer_perf.timing.timer import Opened
 
@@ -17,26 +17,24 @@ def measure(target: Target, opened: Opened, rule: StopRule, dry_runs: int) -> Me
     timer = opened.timer
     tick_ms = max(target.ranks.all_gather(timer.tick_ms))  # the rule must decide alike on all of them
     timer.sample(dry_runs)
-    taken: list[tuple[float, ...]] = []
-    totals: list[float] = []
+    times = RankTimes()
     began = perf_counter()
-    while wanted := rule.wanted(totals, elapsed := _elapsed(target, began), tick_ms):
-        batch = slowest(target.ranks, timer.sample(wanted))
-        taken += batch
-        totals += [sum(phases) for phases in batch]
+    while wanted := rule.wanted(times.totals, elapsed := _elapsed(target, began), tick_ms):
+        times.add(target.ranks.all_gather(timer.sample(wanted)))
     return Measurement(
-        samples_ms=tuple(totals),
-        phases_ms=_by_phase(target, taken),
-        summary=summarise(totals),
+        samples_ms=tuple(times.totals),
+        phases_ms=_by_phase(target, times.phases),
+        summary=summarise(times.totals),
         timer=timer.name,
         fallback_reason=opened.fallback_reason,
         cache_policy=timer.cache_description,
         tick_ms=tick_ms,
         calls_per_sample=timer.calls_per_sample,
         dry_runs=dry_runs,
-        stop_reason=rule.reason(totals, elapsed, tick_ms),
+        stop_reason=rule.reason(times.totals, elapsed, tick_ms),
         ranks=target.ranks.size,
-        timer_facts=timer.facts,
+        timer_facts={**timer.facts, **times.facts()},
+        total_name=target.launch.total_name if target.launch.phase_names else "",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,14 @@ class Target:
         restores: (copy, original) of every input that the call changes.
         cache: brings the cache into the state that the numbers are for.
         ranks: the processes that make the call together.
+        line_up: enqueues what ends on the devices of all ranks at once; None where there is nothing to line up.
     """
 
     launch: Launch
     restores: Sequence[tuple[torch.Tensor, torch.Tensor]]
     cache: CachePolicy
     ranks: Ranks
+    line_up: Callable[[], Any] | None = None
 
     def make_ready(self) -> None:
         """Everything that belongs before a call and outside its time."""
@@ -36,6 +38,10 @@ class Target:
             copy.copy_(original)
         self.cache.prepare()
         self.ranks.barrier()
+
+    def everywhere(self, happened: bool) -> bool:
+        """Whether it happened on every rank: all must take a sample again, or none."""
+        return all(self.ranks.all_gather(happened))
 
     def poison_outputs(self) -> None:
         """Overwrites the outputs that are no inputs, so that a call that writes nothing is found out."""

@@ -290,7 +290,7 @@ def test_b12x_needs_a_newer_cuda_for_mxfp4(flags, cuda, runs, monkeypatch):
 
 def test_flags_that_leave_no_backend_say_which_and_why(monkeypatch):
     """The defaults are such flags: MXFP4, which TensorRT-LLM lacks, with scales that nobody else reads."""
-    monkeypatch.setattr("flashinfer_perf.run.engine.find_machine", lambda device: BLACKWELL)
+    monkeypatch.setattr("flashinfer_perf.run.placement.find_machine", lambda device: BLACKWELL)
     events = list(run_case(case_of(NAME, f"{CASE} --backends cudnn cutlass trtllm"), SingleRank()))
     assert texts_in(events, "WARNING") == [
         f"cudnn for routine {NAME} cannot run: it reads A's scales in tiles of 128x4 only; add --use_128x4_sf_layout. "

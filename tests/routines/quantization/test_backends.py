@@ -59,7 +59,7 @@ def test_a_cpu_is_told_what_it_lacks(name):
 
 @each
 def test_on_hopper_it_is_skipped_with_its_reason_and_torch_runs(name, monkeypatch):
-    monkeypatch.setattr("flashinfer_perf.run.engine.find_machine", lambda device: HOPPER)
+    monkeypatch.setattr("flashinfer_perf.run.placement.find_machine", lambda device: HOPPER)
     records = {r.backend: r for r in records_of(case_of(name, f"{small(name)} --backends cuda torch"))}
     assert records["cuda"].status is Status.UNSUPPORTED
     assert "launch and write nothing, and this GPU has 9.0" in records["cuda"].reason
