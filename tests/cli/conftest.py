@@ -91,6 +91,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU, as far as the requirements of backends can see."""
     for module in ("run.placement", "cli.list"):
         monkeypatch.setattr(f"flashinfer_perf.{module}.find_machine", lambda device: HOPPER)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
 
 
 @pytest.fixture

@@ -99,10 +99,10 @@ def test_a_switch_is_turned_off_by_its_negation(bench):
 
 def test_phases_and_facts_of_a_run_without_mpirun(bench, tmp_path):
     path = tmp_path / "out.csv"
-    flags = "--num_tokens 4 --hidden_size 16 --num_experts 4 --top_k 2"
+    flags = "--num_tokens 4 --hidden_size 16 --num_experts 4 --top_k 2 --per_phase_timing"
     outcome = bench(f"--routine moe_a2a_dispatch_combine {flags} {QUICK} --refcheck --output_path {path}")
     assert outcome.code == 0
-    assert [line.split()[0] for line in outcome.lines("PERF")] == ["dispatch", "experts", "combine", "gloo"]
+    assert [line.split()[0] for line in outcome.lines("PERF")] == ["a2a_dispatch", "a2a_combine", "a2a_total"]
     assert rows_of(path)[0]["ep_size"] == "1"
 
 

@@ -149,6 +149,13 @@ def slack_of(dtype: DType, vocabulary: int) -> float:
     return NEIGHBOURS * max(UNIT_ROUNDOFF[dtype], SMALLEST[dtype] / 2 * 4 * vocabulary)
 
 
+PAYLOAD_ERROR = {None: 0.0, "fp8": 2.0**-4, "fp8_block_scale": 2.0**-4, "nvfp4": 2.0**-2}
+"""Relative L2 norm of what quantising hidden states for the wire may lose: that of an error of every element by the
+unit roundoff of the elements' format, E4M3 or E2M1. What falls below the smallest normal number errs by more,
+relatively, but weighs little.
+"""
+
+
 EXACT = Close(rtol=0.0, atol=0.0, max_relative_l2=0.0, why="bit for bit")
 """Values that are copied."""
 

@@ -34,7 +34,7 @@ def measure(target: Target, opened: Opened, rule: StopRule, dry_runs: int) -> Me
         stop_reason=rule.reason(times.totals, elapsed, tick_ms),
         ranks=target.ranks.size,
         timer_facts={**timer.facts, **times.facts()},
-        total_name=target.launch.total_name if target.launch.phase_names else "",
+        total_name=target.launch.total_name,
     )
 
 

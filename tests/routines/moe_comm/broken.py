@@ -1,54 +1,111 @@
-"""Dispatch and combine with an error each; the checks must find every one.
+"""Dispatch and combine with an error each; ``--validate`` must find every one.
 
 Under mpirun this is a plug-in: a module on the path calls ``declare``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from flashinfer_perf.routines.moe_comm.moe_a2a_dispatch_combine import (
-    Exchange,
-    apply_experts,
-    combine,
-    dispatch,
-    factor,
-    gloo,
-    moe_a2a,
-)
+from flashinfer_perf.routines.moe_comm.calls import launch_over
+from flashinfer_perf.routines.moe_comm.exchange import Arrived, combine, dispatch
+from flashinfer_perf.routines.moe_comm.moe_a2a_dispatch_combine import gloo, moe_a2a, whole
 from flashinfer_perf.run.launch import Launch, Phase
+from flashinfer_perf.run.process_group import join_process_group
+
+IDS, WEIGHTS, HIDDEN = 0, 1, 2
 
 
-def zeros(processed, *, out, **call):
-    combine(processed, out=out, **call)
+# ---- combine ----
+
+
+def zeros(arrived, *, out, **call):
+    combine(arrived, out=out, **call)
     out.zero_()
 
 
-def writes_nothing(processed, **call):
+def writes_nothing(arrived, **call):
     pass
 
 
-def one_nan(processed, *, out, **call):
-    combine(processed, out=out, **call)
+def one_nan(arrived, *, out, **call):
+    combine(arrived, out=out, **call)
     out[-1, -1] = float("nan")
 
 
-def one_token_off(processed, *, out, **call):
-    combine(processed, out=out, **call)
+def one_token_off(arrived, *, out, **call):
+    combine(arrived, out=out, **call)
     out.copy_(out.roll(1, dims=0))
 
 
-def rows_to_the_wrong_tokens(processed, **call):
-    combine(processed._replace(tokens=processed.tokens.flip(0)), **call)
+def rows_to_the_wrong_tokens(arrived, **call):
+    combine(arrived._replace(way=arrived.way._replace(order=arrived.way.order.flip(0))), **call)
 
 
-def adds_to_what_was_there(processed, *, out, **call):
+def adds_to_what_was_there(arrived, *, out, **call):
     before = out.clone()
-    combine(processed, out=out, **call)
+    combine(arrived, out=out, **call)
     out.add_(before)
+
+
+def changes_the_routing(arrived, *, expert_ids, **call):
+    combine(arrived, expert_ids=expert_ids, **call)
+    expert_ids[0] = expert_ids[0].flip(0)
+
+
+def one_unit_too_much(arrived, *, out, **call):
+    """By the last place of a 16-bit number: only sums that are exact show it."""
+    combine(arrived, out=out, **call)
+    out[0, 0] = torch.nextafter(out[0, 0].float(), torch.tensor(1e9)).to(out.dtype) + out[0, 0].abs() * 2**-7
+
+
+# ---- dispatch ----
+
+
+def dispatched(change: Callable[[Arrived], Any]) -> Callable[..., Arrived]:
+    """Dispatch whose result is changed in place."""
+
+    def broken(_: None, **call: Any) -> Arrived:
+        arrived = dispatch(None, **call)
+        if len(arrived.rows[IDS]) > 1:
+            change(arrived)
+        return arrived
+
+    return broken
+
+
+def twice(arrived: Arrived) -> None:
+    """The first row again in place of the last one."""
+    for part in arrived.rows:
+        part[-1] = part[0]
+
+
+def one_byte(arrived: Arrived) -> None:
+    hidden = arrived.rows[HIDDEN].view(torch.uint8)
+    hidden[-1, -1] ^= 1
+
+
+def weights_of_another(arrived: Arrived) -> None:
+    arrived.rows[WEIGHTS][:2] = arrived.rows[WEIGHTS][:2].flip(0).clone()
+
+
+def weights_in_another_order(arrived: Arrived) -> None:
+    arrived.rows[WEIGHTS][0] = arrived.rows[WEIGHTS][0].flip(0).clone()
+
+
+def experts_one_too_high(arrived: Arrived) -> None:
+    arrived.rows[IDS].add_(1)
+
+
+def scales_of_another(arrived: Arrived) -> None:
+    if len(arrived.rows) > 3:
+        arrived.rows[-1][:2] = arrived.rows[-1][:2].flip(0).clone()
 
 
 def changes_the_hidden_states(_, *, hidden, **call):
@@ -56,118 +113,97 @@ def changes_the_hidden_states(_, *, hidden, **call):
     return dispatch(None, hidden=hidden, **call)
 
 
-def changes_the_routing(processed, *, expert_ids, **call):
-    combine(processed, **call)
-    expert_ids[0] = expert_ids[0].flip(0)
-
-
-def weights_of_the_wrong_expert(arrived, *, num_experts, **call):
-    """Each expert's number one too high."""
-    wrong = arrived._replace(expert_ids=arrived.expert_ids + 1)
-    return scaled(arrived, factor(wrong.expert_ids.float(), num_experts), num_experts=num_experts, **call)
-
-
-def weights_of_the_last_expert(arrived, *, num_experts, **call):
-    mirrored = num_experts - 1 - arrived.expert_ids
-    return scaled(arrived, factor(mirrored.float(), num_experts), num_experts=num_experts, **call)
-
-
-def forgets_a_tokens_second_expert(arrived, *, num_experts, **call):
-    factors = factor(arrived.expert_ids.float(), num_experts)
-    factors[:, 1:] = 0
-    return scaled(arrived, factors, num_experts=num_experts, **call)
-
-
-def mean_over_the_experts(arrived, *, num_experts, **call):
-    factors = factor(arrived.expert_ids.float(), num_experts) / arrived.expert_ids.shape[1]
-    return scaled(arrived, factors, num_experts=num_experts, **call)
-
-
-def scaled(arrived: Exchange, factors: torch.Tensor, *, num_experts: int, ranks: Any, **_: Any) -> Exchange:
-    """What apply_experts does, with other factors."""
-    own = arrived.expert_ids // (num_experts // ranks.size) == ranks.rank
-    total = torch.where(own, factors, torch.zeros(())).sum(dim=1, keepdim=True)
-    return arrived._replace(rows=(arrived.rows.float() * total).to(arrived.rows.dtype))
-
-
 ON_ONE_RANK: dict[str, dict[str, Callable[..., Any]]] = {
     **{
-        kernel.__name__: {"combine": kernel}
-        for kernel in (zeros, writes_nothing, one_nan, one_token_off, rows_to_the_wrong_tokens)
-    },
-    **{kernel.__name__: {"combine": kernel} for kernel in (adds_to_what_was_there, changes_the_routing)},
-    "changes_the_hidden_states": {"dispatch": changes_the_hidden_states},
-    **{
-        kernel.__name__: {"experts": kernel}
+        kernel.__name__: {"a2a_combine": kernel}
         for kernel in (
-            weights_of_the_wrong_expert,
-            weights_of_the_last_expert,
-            forgets_a_tokens_second_expert,
-            mean_over_the_experts,
+            zeros,
+            writes_nothing,
+            one_nan,
+            one_token_off,
+            rows_to_the_wrong_tokens,
+            adds_to_what_was_there,
+            changes_the_routing,
+            one_unit_too_much,
         )
     },
+    **{
+        change.__name__: {"a2a_dispatch": dispatched(change)}
+        for change in (twice, one_byte, weights_of_another, weights_in_another_order, experts_one_too_high)
+    },
+    "changes_the_hidden_states": {"a2a_dispatch": changes_the_hidden_states},
 }
+ONLY_WITH_SCALES = {"scales_of_another": {"a2a_dispatch": dispatched(scales_of_another)}}
 
 
 # ---- Errors that only show with several ranks ----
 
 
-def tokens_to_the_wrong_rank(_, *, expert_ids, num_experts, ranks, **call):
-    """Every token goes where the rank behind its experts' is."""
-    shifted = (expert_ids + num_experts // ranks.size) % num_experts
-    sent = dispatch(None, expert_ids=shifted, num_experts=num_experts, ranks=ranks, **call)
-    return sent._replace(expert_ids=(sent.expert_ids - num_experts // ranks.size) % num_experts)
+def tokens_to_the_wrong_rank(_, *, expert_ids, exchange, **call):
+    """Every token goes where the rank behind its experts' is, and says that it is right there."""
+    experts = exchange._experts
+    shifted = (expert_ids + experts.per_rank) % experts.number
+    arrived = dispatch(None, expert_ids=shifted, exchange=exchange, **call)
+    arrived.rows[IDS].copy_((arrived.rows[IDS] - experts.per_rank) % experts.number)
+    return arrived
 
 
-def experts_of_every_rank(arrived, *, num_experts, **call):
-    """A token that went to two ranks gets all its experts on both."""
-    total = factor(arrived.expert_ids.float(), num_experts).sum(dim=1, keepdim=True)
-    return arrived._replace(rows=(arrived.rows.float() * total).to(arrived.rows.dtype))
+def to_every_rank(_, *, expert_ids, exchange, **call):
+    """Also to ranks that have none of a token's experts."""
+    exchange._experts, experts = Everybody(*exchange._experts), exchange._experts
+    arrived = dispatch(None, expert_ids=expert_ids, exchange=exchange, **call)
+    exchange._experts = experts
+    return arrived
 
 
-def rows_of_the_last_rank_dropped(processed, *, ranks, **call):
-    """Only on the first rank: the others' outputs are right."""
-    if ranks.rank == 0:
-        rows = processed.rows.clone()
-        rows[sum(processed.received[:-1]) :] = 0
-        processed = processed._replace(rows=rows)
-    combine(processed, ranks=ranks, **call)
+class Everybody:
+    """Says that every rank is wanted."""
+
+    def __init__(self, number: int, ranks: int) -> None:
+        self.ranks = ranks
+
+    def wanted(self, expert_ids: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(expert_ids), self.ranks, dtype=torch.bool)
 
 
-def wrong_on_the_last_rank_only(processed, *, out, ranks, **call):
-    combine(processed, out=out, ranks=ranks, **call)
-    if ranks.rank == ranks.size - 1:
+def first_rank_answers_with_zeros(arrived, *, exchange, **call):
+    if exchange._experts.ranks > 1 and torch.distributed.get_rank() == 0:
+        exchange.answers(arrived).zero_()
+    combine(arrived, exchange=exchange, **call)
+
+
+def wrong_on_the_last_rank_only(arrived, *, out, **call):
+    combine(arrived, out=out, **call)
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         out[0] = 0
 
 
-def changes_an_input_of_the_last_rank(processed, *, hidden, ranks, **call):
-    combine(processed, hidden=hidden, ranks=ranks, **call)
-    if ranks.rank == ranks.size - 1:
+def changes_an_input_of_the_last_rank(arrived, *, hidden, **call):
+    combine(arrived, hidden=hidden, **call)
+    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
         hidden[0, 0] += 1
 
 
-def overwrites_in_place_of_adding(processed, *, out, **call):
-    combine(processed, out=out, **call)
-    last = torch.zeros_like(out)
-    last[processed.tokens] = processed_rows_back(processed)
-    out.copy_(last)
+def only_one_ranks_answer(arrived, **call):
+    """In place of the sum."""
+    order = arrived.way.order.clone()
+    order[:, 1:] = torch.where(order[:, :1] >= 0, -1, order[:, 1:])
+    combine(arrived._replace(way=arrived.way._replace(order=order)), **call)
 
 
-def processed_rows_back(processed: Exchange) -> torch.Tensor:
-    back = torch.empty(sum(processed.sent), processed.rows.shape[1], dtype=processed.rows.dtype)
-    rows = processed.rows.contiguous().view(torch.uint8)
-    torch.distributed.all_to_all_single(back.view(torch.uint8), rows, processed.sent, processed.received)
-    return back
-
-
-ON_TWO_RANKS: dict[str, dict[str, Callable[..., Any]]] = {
+ON_SEVERAL_RANKS: dict[str, dict[str, Callable[..., Any]]] = {
     **ON_ONE_RANK,
-    "tokens_to_the_wrong_rank": {"dispatch": tokens_to_the_wrong_rank},
-    "experts_of_every_rank": {"experts": experts_of_every_rank},
-    "rows_of_the_last_rank_dropped": {"combine": rows_of_the_last_rank_dropped},
-    "wrong_on_the_last_rank_only": {"combine": wrong_on_the_last_rank_only},
-    "changes_an_input_of_the_last_rank": {"combine": changes_an_input_of_the_last_rank},
-    "overwrites_in_place_of_adding": {"combine": overwrites_in_place_of_adding},
+    "tokens_to_the_wrong_rank": {"a2a_dispatch": tokens_to_the_wrong_rank},
+    "to_every_rank": {"a2a_dispatch": to_every_rank},
+    **{
+        kernel.__name__: {"a2a_combine": kernel}
+        for kernel in (
+            first_rank_answers_with_zeros,
+            wrong_on_the_last_rank_only,
+            changes_an_input_of_the_last_rank,
+            only_one_ranks_answer,
+        )
+    },
 }
 
 
@@ -175,17 +211,43 @@ def prepare_with(changed: dict[str, Callable[..., Any]]) -> Callable[..., Launch
     """The right launch with other functions in some of its phases."""
 
     def prepare(case: Any, problem: Any) -> Launch:
-        import dataclasses
-
         launch = gloo(case, problem)
-        right = {"dispatch": dispatch, "experts": apply_experts, "combine": combine}
-        phases = tuple(Phase(name, changed.get(name, fn)) for name, fn in right.items())
+        phases = tuple(Phase(phase.name, changed.get(phase.name, phase.fn)) for phase in launch.phases)
         return dataclasses.replace(launch, phases=phases)
 
     return prepare
 
 
+def whole_over_gloo(case: Any, problem: Any) -> Launch:
+    """The exchange without packing, which is meant for NCCL, on CPUs."""
+    join_process_group(problem.ranks)
+    return launch_over(case, problem, whole(case, problem, None))
+
+
+# ---- Ranks that fail ----
+
+
+def failing(fail: Callable[[], None]) -> Callable[..., Launch]:
+    """A launch in whose dispatch the last rank fails while the others wait for it in a collective."""
+
+    def broken(_: None, **call: Any) -> Arrived:
+        if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+            fail()
+        return dispatch(None, **call)
+
+    return prepare_with({"a2a_dispatch": broken})
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raises() -> None:
+    raise RuntimeError("the GPU has fallen off the bus")
+
+
 def declare(names: Iterable[str]) -> None:
     """Makes backends of them."""
+    others = {"whole": whole_over_gloo, "killed": failing(killed), "raises": failing(raises)}
     for name in names:
-        moe_a2a.backend(name)(prepare_with(ON_TWO_RANKS[name]))
+        moe_a2a.backend(name)(others.get(name) or prepare_with(ON_SEVERAL_RANKS[name]))

@@ -1,43 +1,34 @@
-"""moe_a2a_dispatch_combine on one rank, and under mpirun on two, through the real program."""
+"""moe_a2a_dispatch_combine on one rank, within this process; under mpirun: ``test_several_ranks.py``."""
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
-import torch
 
-from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.errors import InvalidInput
+from flashinfer_perf.core.flags import specs_of
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.core.record import CheckState
+from flashinfer_perf.routines.moe_comm.calls import NO_CUPTI
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
-from flashinfer_perf.routines.moe_comm.moe_a2a_dispatch_combine import factor, fake_experts, moe_a2a, owners, traffic
+from flashinfer_perf.routines.moe_comm.moe_a2a_dispatch_combine import moe_a2a
 from flashinfer_perf.run.factory import TensorFactory
 from tests.routines.harness import (
     GIBIBYTE,
     assert_caught,
     assert_passes,
     case_of,
+    launch_of,
     problem_of,
     records_of,
     run,
     run_broken,
 )
-from tests.routines.moe_comm.broken import ON_ONE_RANK, ON_TWO_RANKS, prepare_with
-from tests.routines.plugin import make_plugin
+from tests.routines.moe_comm.broken import ON_ONE_RANK, ONLY_WITH_SCALES, prepare_with, whole_over_gloo
+from tests.routines.moe_comm.ranks import Rank
 
 NAME = "moe_a2a_dispatch_combine"
-ROOT = Path(__file__).parents[3]
-LAUNCHER = ROOT / "benchmarks" / "flashinfer_benchmark.py"
-MPIRUN = Path(sys.executable).with_name("mpirun")
 CASE = "--num_tokens 24 --hidden_size 32 --num_experts 8 --top_k 3"
-
-
-# ---- One rank ----
+BLOCKS = "--num_tokens 9 --hidden_size 128 --num_experts 8 --top_k 3 --quant_dtype"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -46,8 +37,9 @@ CASE = "--num_tokens 24 --hidden_size 32 --num_experts 8 --top_k 3"
     [
         "--num_tokens 1 --hidden_size 1 --num_experts 1 --top_k 1",
         "--num_tokens 1 --hidden_size 8 --num_experts 4 --top_k 4",
-        "--num_tokens 33 --hidden_size 7 --num_experts 5 --top_k 1",
-        "--num_tokens 64 --hidden_size 128 --num_experts 32 --top_k 8",
+        "--num_tokens 33 --hidden_size 7 --num_experts 5 --top_k 1 --quant_dtype fp8",
+        "--num_tokens 5 --hidden_size 48 --num_experts 9 --top_k 9 --quant_dtype nvfp4 --max_num_tokens 8",
+        "--num_tokens 6 --hidden_size 256 --num_experts 32 --top_k 8 --quant_dtype fp8_block_scale",
     ],
 )
 def test_gloo_passes(flags, dtype):
@@ -59,168 +51,96 @@ def test_a_broken_exchange_is_caught(name):
     assert_caught(run_broken(NAME, prepare_with(ON_ONE_RANK[name]), CASE))
 
 
-def test_phases_are_measured_one_by_one():
+@pytest.mark.parametrize("format", ["nvfp4", "fp8_block_scale"])
+def test_scales_that_went_astray_are_caught(format):
+    record = run_broken(NAME, prepare_with(ONLY_WITH_SCALES["scales_of_another"]), f"{BLOCKS} {format}")
+    assert_caught(record)
+    assert "2 have other contents" in record.reason
+
+
+@pytest.mark.parametrize("flags", [CASE, f"{BLOCKS} fp8", f"{BLOCKS} nvfp4", f"{BLOCKS} fp8_block_scale"])
+def test_the_exchange_without_packing_passes(flags):
+    record = run_broken(NAME, whole_over_gloo, flags)
+    assert_passes(record)
+    assert (record.facts["exchange"], record.facts["sent_bytes"]) == ("whole", 0)
+
+
+def test_validate_checks_without_refcheck():
+    case = case_of(NAME, f"{CASE} --backends gloo")
+    unchecked = [flag for flag in ("--validate", "") for _ in [0]]
+    states = []
+    for flag in unchecked:
+        checked = case_of(NAME, f"{CASE} --backends gloo {flag}")
+        options = type(checked.options)(**{**vars(checked.options), "refcheck": False})
+        (record,) = records_of(type(case)(**{**vars(checked), "options": options}))
+        states.append(record.verdict.state)
+    assert states == [CheckState.PASSED, CheckState.NOT_CHECKED]
+
+
+def test_phases_are_timed_one_by_one_only_where_that_was_asked_for():
     (record,) = records_of(case_of(NAME, CASE))
-    assert list(record.measurement.phases_ms) == ["dispatch", "experts", "combine"]
+    assert record.measurement.phases_ms == {}
+    assert record.measurement.total_name == "a2a_total"
+    (record,) = records_of(case_of(NAME, f"{CASE} --per_phase_timing"))
+    assert list(record.measurement.phases_ms) == list(record.phase_work) == ["a2a_dispatch", "a2a_combine"]
     for total, *phases in zip(record.measurement.samples_ms, *record.measurement.phases_ms.values(), strict=True):
         assert total == pytest.approx(sum(phases))
 
 
-def test_more_choices_than_experts_are_invalid():
-    with pytest.raises(InvalidInput, match=r"top_k \(5\) must not exceed num_experts \(4\)"):
-        problem_of(NAME, "--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 5")
+def test_nvtx_switches_the_clock():
+    launch, _ = launch_of(NAME, "gloo", f"{CASE} --nvtx")
+    assert launch.no_cupti == NO_CUPTI
+    launch, _ = launch_of(NAME, "gloo", CASE)
+    assert launch.no_cupti == ""
 
 
-# ---- The problem ----
+# ---- What it refuses ----
 
 
-class Rank:
-    """One of several ranks in one process. What the others say is put in place; what this one says is kept."""
-
-    def __init__(self, rank, size, everybody=()):
-        self.rank, self.size = rank, size
-        self.everybody, self.said = list(everybody), None
-
-    def all_gather(self, value):
-        self.said = value
-        return self.everybody or [value] * self.size
-
-
-def flags_of(**values):
-    defaults = {"num_tokens": 4, "hidden_size": 8, "num_experts": 4, "top_k": 2, "input_dtype": DType.BFLOAT16}
-    return MoeCommFlags(**{**defaults, **values})
-
-
-def total_traffic(case, ids_by_rank):
-    """(dispatch, combine) bytes over all ranks, each of which has its own tokens."""
-    said = []
-    for rank, ids in enumerate(ids_by_rank):
-        own = Rank(rank, len(ids_by_rank))
-        traffic(case, ids, own)
-        said.append(own.said)
-    return traffic(case, ids_by_rank[0], Rank(0, len(ids_by_rank), said))
-
-
-def test_traffic_of_a_small_example():
-    """Two ranks with two experts each, one token each. Rank 0's wants experts 0 and 1, which it owns; rank 1's wants
-    0 and 2: one row there with one choice, and one row back.
-    """
-    ids = [torch.tensor([[0, 1]]), torch.tensor([[0, 2]])]
-    assert total_traffic(flags_of(num_tokens=1), ids) == (8 * 2 + 8, 8 * 2)
-
-
-def test_traffic_of_upstreams_golden_case():
-    """8 ranks, 64 tokens each, 256 experts, top 8, hidden 7168, bf16; computed by upstream's own function."""
-    import numpy
-
-    generator = numpy.random.default_rng(0)
-    ids = [torch.tensor([generator.permutation(256)[:8].tolist() for _ in range(64)]) for _ in range(8)]
-    case = flags_of(num_tokens=64, hidden_size=7168, num_experts=256, top_k=8)
-    assert total_traffic(case, ids) == (34004920, 33976320)
-
-
-def test_one_rank_has_no_traffic():
-    _, problem = problem_of(NAME, CASE)
-    assert problem.work.bytes == 0
-    assert problem.facts == {"ep_size": 1, "dispatch_bytes": 0, "combine_bytes": 0}
-
-
-def test_owners():
-    ids = torch.tensor([[0, 1], [1, 5], [4, 3]])
-    assert owners(ids, 2, 3).tolist() == [[True, False, False], [True, False, True], [False, True, True]]
-
-
-def test_the_truth_is_the_sum_over_a_tokens_experts():
-    hidden = torch.tensor([[1.0, -2.0], [4.0, 0.5]])
-    out = fake_experts(hidden, torch.tensor([[0, 3], [1, 2]]), num_experts=4)["out"]
-    assert out.dtype is torch.float64
-    assert out.tolist() == [[2.25, -4.5], [9.0, 1.125]]
-    assert factor(torch.arange(4), 4).tolist() == [0.75, 1.0, 1.25, 1.5]
-
-
-def test_ranks_have_tokens_and_routing_of_their_own():
-    problems = [
-        moe_a2a.make(flags_of(num_tokens=16), TensorFactory("cpu", 42, GIBIBYTE, Rank(rank, 2, [(0, 0)] * 2)))
-        for rank in range(2)
-    ]
-    for name in ("hidden", "expert_ids"):
-        assert not torch.equal(problems[0][name], problems[1][name])
-    for problem in problems:
-        assert all(len(set(row)) == 2 for row in problem["expert_ids"].tolist())
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 5", r"top_k \(5\) must not exceed num_experts \(4\)"),
+        (f"{CASE} --max_num_tokens 23", r"max_num_tokens \(23\) must be at least num_tokens \(24\)"),
+        (
+            f"{CASE} --quant_dtype fp8_block_scale",
+            r"hidden_size \(32\) must be divisible by .* 128 for fp8_block_scale",
+        ),
+        ("--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 1 --quant_dtype nvfp4", "16 for nvfp4"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, text):
+    with pytest.raises(InvalidInput, match=text):
+        problem_of(NAME, flags)
 
 
 def test_experts_that_cannot_be_shared_equally_are_invalid():
-    with pytest.raises(InvalidInput, match=r"num_experts \(4\) must be divisible by the number of ranks \(3\)"):
-        moe_a2a.make(flags_of(), TensorFactory("cpu", 42, GIBIBYTE, Rank(0, 3)))
+    flags = case_of(NAME, "--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 2").flags
+    with pytest.raises(InvalidInput, match=r"num_experts \(4\) must be divisible by the number of ranks \(3\); give a"):
+        moe_a2a.make(flags, TensorFactory("cpu", 42, GIBIBYTE, Rank(0, 3)))
 
 
-# ---- Two ranks ----
-
-two_ranks = pytest.mark.skipif(
-    not MPIRUN.exists() or find_spec("mpi4py") is None, reason="needs mpi4py and MPICH's mpirun beside Python"
-)
+def refusal(backend: str, flags: str, machine: Machine) -> str:
+    found = moe_a2a.backends[backend].unmet(machine, case_of(NAME, flags).flags)
+    return found[1] if found else ""
 
 
-def mpirun(*arguments, path=()):
-    """The real program on two ranks; (exit status, standard output)."""
-    search = os.pathsep.join([*map(str, path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search}
-    command = [MPIRUN, "-np", "2", sys.executable, LAUNCHER, *arguments, "--device", "cpu", "--num_iters", "3"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr
+def test_each_backend_says_where_it_runs(monkeypatch):
+    gpu, cpu = Machine("cuda:0", "fake", (9, 0)), Machine("cpu", "cpu")
+    assert "host memory" in refusal("gloo", CASE, gpu)
+    assert "from GPU to GPU" in refusal("nccl", CASE, cpu)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: False)
+    assert refusal("nccl", CASE, gpu) == "this build of PyTorch has no NCCL"
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    assert refusal("nccl", CASE, gpu) == ""
+    monkeypatch.setattr("flashinfer_perf.core.requirement.is_installed", lambda name: True)
+    aligned = "--num_tokens 4 --hidden_size 64 --num_experts 8 --top_k"
+    assert refusal("moe_a2a", f"{aligned} 2", gpu) == ""
+    assert "only top_k of 1, 2, 4" in refusal("moe_a2a", f"{aligned} 3", gpu)
+    assert "divisible by 64" in refusal("moe_a2a", "--num_tokens 4 --hidden_size 8 --num_experts 8 --top_k 2", gpu)
+    assert "compute capability" in refusal("moe_a2a", f"{aligned} 2", cpu)
 
 
-def rows_in(file):
-    with file.open(newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-@two_ranks
-@pytest.mark.mpi
-def test_two_ranks_make_one_row_and_one_set_of_lines(tmp_path):
-    output = tmp_path / "out.csv"
-    status, text = mpirun("--routine", NAME, *CASE.split(), "--refcheck", "--output_path", str(output))
-    assert status == 0, text
-    (row,) = rows_in(output)
-    assert (row["status"], row["check"], row["backend"]) == ("ok", "passed", "gloo")
-    assert (row["ranks"], row["ep_size"], row["samples"]) == ("2", "2", "3")
-    assert int(row["bytes"]) == int(row["dispatch_bytes"]) + int(row["combine_bytes"]) > 0
-    labels = [line.split()[1] for line in text.splitlines() if line.startswith("[PERF]")]
-    assert labels == ["dispatch", "experts", "combine", "gloo"]
-    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
-
-
-@two_ranks
-@pytest.mark.mpi
-def test_two_ranks_with_few_tokens_and_invalid_lines(tmp_path):
-    """A rank may send or receive nothing at all."""
-    testlist, output = tmp_path / "cases.txt", tmp_path / "out.csv"
-    testlist.write_text(
-        f"--routine {NAME} --num_tokens {{1,2,33}} --hidden_size 5 --num_experts {{2,6}} --top_k 1 --refcheck\n"
-        f"--routine {NAME} --num_tokens 1 --hidden_size 1 --num_experts 2 --top_k 2 --input_dtype float16 --refcheck\n"
-        f"--routine {NAME} --num_tokens 4 --hidden_size 8 --num_experts 3 --top_k 1 --refcheck\n"
-        f"--routine {NAME} --num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 1 --refcheck\n"
-    )
-    status, text = mpirun("--testlist", str(testlist), "--output_path", str(output))
-    rows = rows_in(output)
-    assert [(row["status"], row["check"]) for row in rows[:7]] == [("ok", "passed")] * 7, text
-    assert rows[7]["status"] == "invalid"
-    assert "num_experts (3) must be divisible by the number of ranks (2)" in rows[7]["reason"]
-    assert rows[8]["status"] == "ok"
-    assert (len(rows), status) == (9, 1)
-
-
-@two_ranks
-@pytest.mark.mpi
-def test_broken_exchanges_between_two_ranks_are_caught(tmp_path):
-    """Also those in which only one rank, perhaps not the one that reports, is wrong."""
-    source = "from tests.routines.moe_comm.broken import ON_TWO_RANKS, declare\ndeclare(ON_TWO_RANKS)\n"
-    make_plugin(tmp_path, "broken_exchanges", source)
-    output = tmp_path / "out.csv"
-    backends = ["gloo", *ON_TWO_RANKS]
-    arguments = ["--routine", NAME, *CASE.split(), "--refcheck", "--output_path", str(output), "--backends", *backends]
-    status, text = mpirun(*arguments, path=(tmp_path, ROOT))
-    found = {row["backend"]: (row["status"], row["check"]) for row in rows_in(output)}
-    assert found.pop("gloo") == ("ok", "passed"), text
-    assert found == dict.fromkeys(ON_TWO_RANKS, ("mismatch", "mismatch")), text
-    assert status == 1
+def test_every_flag_of_upstreams_is_there():
+    names = "num_tokens hidden_size num_experts top_k input_dtype quant_dtype real_math intermediate_size"
+    assert [*specs_of(MoeCommFlags)][:12] == [*names.split(), "max_num_tokens", "validate", "nvtx", "per_phase_timing"]

@@ -25,10 +25,19 @@ class MoeCommFlags:
     quant_dtype: str | None = flag(
         None, choices=("fp8", "nvfp4", "fp8_block_scale"), help="Format that hidden states are sent in."
     )
-    real_math: bool = flag(False, help="Run real MoE kernels between dispatch and combine.")
+    real_math: bool = flag(
+        False, help="Run the experts between dispatch and combine; needs --intermediate_size and block scales."
+    )
     intermediate_size: int | None = flag(None, minimum=1, help="Intermediate size of the experts (with --real_math).")
-    max_num_tokens: int | None = flag(None, minimum=1, help="Tokens per rank that workspaces are sized for.")
-    validate: bool = flag(False, help="Check dispatch and combine before measuring.")
-    nvtx: bool = flag(False, help="Mark the phases for Nsight Systems.")
+    max_num_tokens: int | None = flag(
+        None, minimum=1, help="Tokens per rank that workspaces are sized for. Default: --num_tokens."
+    )
+    validate: bool = flag(False, help="Check dispatch and combine before measuring, as --refcheck does.")
+    nvtx: bool = flag(False, help="Mark the phases for Nsight Systems, and leave CUPTI to it.")
     per_phase_timing: bool = flag(False, help="Time dispatch, experts and combine one by one, too.")
     backends: tuple[str, ...] = backends_flag(since=Since.OURS)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens per rank that workspaces are sized for."""
+        return self.max_num_tokens or self.num_tokens

@@ -1,163 +1,183 @@
 """Expert parallelism's two exchanges: tokens go to the ranks that own their experts, results come back and are summed.
 
-Between the two, each rank applies stand-ins for its experts: expert e multiplies by (e + 1) / num_experts + 0.5, so
-that a token that went to the wrong rank or expert is found out.
+What is timed is what the exchange's user pays for: dispatch and combine, and with --real_math the experts between them.
+Without, every rank answers with rows that were there before, another on each rank, so that the sums can be checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.errors import InvalidInput
-from flashinfer_perf.core.requirement import host_memory
+from flashinfer_perf.core.requirement import capability, host_memory
 from flashinfer_perf.core.routine import Fact, Rule, routine
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.lazy import torch
+from flashinfer_perf.lazy import flashinfer
+from flashinfer_perf.routines.moe_comm import one_sided
+from flashinfer_perf.routines.moe_comm.backends import (
+    between_gpus,
+    combined_top_k,
+    flashinfer_installed,
+    nccl_available,
+    whole_words,
+)
+from flashinfer_perf.routines.moe_comm.calls import COMBINE, DISPATCH, launch_over
+from flashinfer_perf.routines.moe_comm.exchange import Exchange
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
+from flashinfer_perf.routines.moe_comm.packed import PackedExchange
+from flashinfer_perf.routines.moe_comm.payload import WIRE_FORMATS, global_factor
+from flashinfer_perf.routines.moe_comm.routing import Experts, draw_experts, draw_weights, unusual_routings
+from flashinfer_perf.routines.moe_comm.stand_in import most_answers, sum_of_answers
+from flashinfer_perf.routines.moe_comm.traffic import row_bytes, traffic
+from flashinfer_perf.routines.moe_comm.validation import Validated, Validation
+from flashinfer_perf.routines.moe_comm.whole import WholeExchange, worth_packing
 from flashinfer_perf.run.factory import TensorFactory
-from flashinfer_perf.run.launch import Launch, Phase
+from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem, Shown
-from flashinfer_perf.run.process_group import join_process_group
-from flashinfer_perf.run.ranks import Ranks
+from flashinfer_perf.run.process_group import join_process_group, nccl_group
 
-ID_BYTES = 8
-"""What a token's choice of one expert costs on the wire: its number and its weight, four bytes each."""
+BLOCK_SCALED = ("nvfp4", "fp8_block_scale")
 
 
 @routine(
     "moe_a2a_dispatch_combine",
     flags=MoeCommFlags,
-    uses=("num_tokens", "hidden_size", "num_experts", "top_k", "input_dtype"),
+    uses=(
+        "num_tokens",
+        "hidden_size",
+        "num_experts",
+        "top_k",
+        "input_dtype",
+        "quant_dtype",
+        "max_num_tokens",
+        "validate",
+        "nvtx",
+        "per_phase_timing",
+    ),
     facts=(
         Fact("ep_size", "ranks that share the experts"),
-        Fact("dispatch_bytes", "bytes that dispatch moves between ranks"),
-        Fact("combine_bytes", "bytes that combine moves between ranks"),
+        Fact("dispatch_bytes", "bytes that dispatch has to move between ranks"),
+        Fact("combine_bytes", "bytes that combine has to move between ranks"),
+        Fact("exchange", "how the backend exchanges rows"),
+        Fact("sent_bytes", "bytes that the backend moves between ranks, rows that nobody needs included"),
     ),
     rules=(
         Rule(
             lambda case: case.top_k <= case.num_experts, "top_k ({top_k}) must not exceed num_experts ({num_experts})"
         ),
+        Rule(
+            lambda case: case.hidden_size % WIRE_FORMATS[case.quant_dtype].columns == 0,
+            "hidden_size ({hidden_size}) must be divisible by the block that shares a scale in {quant_dtype}: "
+            "16 for nvfp4, 128 for fp8_block_scale",
+        ),
+        Rule(
+            lambda case: case.capacity >= case.num_tokens,
+            "max_num_tokens ({max_num_tokens}) must be at least num_tokens ({num_tokens})",
+        ),
     ),
     label="test_moe_a2a_dispatch_combine",
 )
 def moe_a2a(case: MoeCommFlags, make: TensorFactory) -> Problem:
-    """MoE all-to-all dispatch and combine for expert-parallel inference; start it with mpirun."""
+    """MoE all-to-all dispatch and combine for expert-parallel inference; start it with mpirun or torchrun."""
     ranks = make.ranks
-    if case.num_experts % ranks.size:
-        raise InvalidInput(f"num_experts ({case.num_experts}) must be divisible by the number of ranks ({ranks.size})")
+    experts = _shared_experts(case, ranks.size)
+    make.reserve("slots", (2 * ranks.size * case.capacity, case.hidden_size), case.input_dtype)
     hidden = make.normal("hidden", (case.num_tokens, case.hidden_size), case.input_dtype)
-    make.reserve("expert_ids", (2 * case.num_tokens, case.num_experts), case.input_dtype)
-    draws = torch.rand(case.num_tokens, case.num_experts, generator=make.generator("expert_ids"))
-    expert_ids = draws.argsort(dim=1)[:, : case.top_k].to(torch.int32).to(make.device)
-    dispatched, combined = traffic(case, expert_ids, ranks)
-    return Problem(
-        tensors={"hidden": hidden, "expert_ids": expert_ids},
-        reference=partial(fake_experts, num_experts=case.num_experts),
-        work=Work(flops=0, bytes=dispatched + combined),
-        checks={"out": tolerance.for_rounding(case.input_dtype, reduction=case.top_k, roundings=2)},
+    expert_ids, weights = draw_experts(case, make), draw_weights(case, make)
+    format = WIRE_FORMATS[case.quant_dtype]
+    factor = global_factor(format, hidden, ranks)
+    payload = format.encode(hidden, factor)
+    moved = traffic(case, expert_ids, ranks)
+    validation = Validation(
         ranks=ranks,
-        facts={"ep_size": ranks.size, "dispatch_bytes": dispatched, "combine_bytes": combined},
-        shown=(Shown("hidden.shape", hidden.shape), Shown("expert_ids.shape", expert_ids.shape)),
+        experts=experts,
+        format=format,
+        hidden=hidden.clone(),
+        payload=type(payload)(*(part.clone() for part in payload if part is not None)),
+        factor=factor,
+        weights=weights.clone(),
+        routings={"drawn": expert_ids.clone(), **unusual_routings(case, make)},
+        rounding=tolerance.for_rounding(case.input_dtype, case.top_k, 1 + most_answers(experts, case.top_k)),
+        quantisation=tolerance.PAYLOAD_ERROR[case.quant_dtype],
+    )
+    scales = {"scales": payload.scales} if payload.scales is not None else {}
+    return Problem(
+        tensors={"expert_ids": expert_ids, "weights": weights, "hidden": payload.hidden, **scales},
+        reference=lambda expert_ids, **_: {"out": sum_of_answers(expert_ids, experts, case.hidden_size)},
+        work=Work(flops=0, bytes=sum(moved)),
+        phase_work={DISPATCH: Work(0, moved.dispatch), COMBINE: Work(0, moved.combine)},
+        checks={"out": Validated(tolerance.EXACT, validation)},
+        ranks=ranks,
+        facts={"ep_size": ranks.size, "dispatch_bytes": moved.dispatch, "combine_bytes": moved.combine},
+        validated=case.validate,
+        shown=(
+            Shown("Inter-rank traffic", moved.text, level=1),
+            Shown("hidden.shape", payload.hidden.shape),
+            Shown("expert_ids.shape", expert_ids.shape),
+        ),
     )
 
 
-def factor(expert_ids: torch.Tensor, num_experts: int) -> torch.Tensor:
-    """What the stand-in of an expert multiplies by."""
-    return (expert_ids + 1) / num_experts + 0.5
+def _shared_experts(case: MoeCommFlags, ranks: int) -> Experts:
+    if case.num_experts % ranks:
+        raise InvalidInput(
+            f"num_experts ({case.num_experts}) must be divisible by the number of ranks ({ranks}); "
+            f"give a multiple of {ranks}, or start another number of ranks"
+        )
+    return Experts(case.num_experts, ranks)
 
 
-def fake_experts(hidden: torch.Tensor, expert_ids: torch.Tensor, *, num_experts: int) -> Mapping[str, torch.Tensor]:
-    """What comes back to each token when all its experts were applied: (tokens, hidden) in fp64."""
-    return {"out": hidden.double() * factor(expert_ids.double(), num_experts).sum(dim=1, keepdim=True)}
-
-
-def owners(expert_ids: torch.Tensor, experts_per_rank: int, size: int) -> torch.Tensor:
-    """(tokens, ranks) booleans: which ranks own at least one of a token's experts."""
-    wanted = torch.zeros(len(expert_ids), size, dtype=torch.bool, device=expert_ids.device)
-    return wanted.scatter_(1, expert_ids.long() // experts_per_rank, True)
-
-
-def traffic(case: MoeCommFlags, expert_ids: torch.Tensor, ranks: Ranks) -> tuple[int, int]:
-    """Bytes between ranks of dispatch and of combine, over all ranks: a token goes once to each rank that it needs."""
-    per_rank = case.num_experts // ranks.size
-    remote_rows = int(owners(expert_ids, per_rank, ranks.size).sum()) - int(
-        owners(expert_ids, per_rank, ranks.size)[:, ranks.rank].sum()
+@moe_a2a.backend(
+    "moe_a2a",
+    requires=(capability(minimum="9.0"), flashinfer_installed, combined_top_k, whole_words),
+    state=one_sided.workspace_released,
+)
+def moe_alltoall(case: MoeCommFlags, problem: Problem) -> Launch:
+    """FlashInfer's MoeAlltoAll: kernels that write into the other GPUs' memory over NVLink."""
+    one_sided.demand_nvlink(flashinfer.comm.mnnvl.MnnvlMemory)
+    exchange = one_sided.OneSidedExchange(
+        Experts(case.num_experts, problem.ranks.size),
+        problem.ranks,
+        case.top_k,
+        capacity=case.capacity,
+        tokens=case.num_tokens,
+        row_bytes=row_bytes(case).dispatch,
+        columns=case.hidden_size,
+        dtype=case.input_dtype.torch,
     )
-    remote_choices = int((expert_ids // per_rank != ranks.rank).sum())
-    rows, choices = map(sum, zip(*ranks.all_gather((remote_rows, remote_choices)), strict=True))
-    row_bytes = int(case.hidden_size * case.input_dtype.bytes)
-    return rows * row_bytes + choices * ID_BYTES, rows * row_bytes
+    return launch_over(case, problem, exchange)
 
 
-@moe_a2a.backend("gloo", requires=(host_memory,))
+@moe_a2a.backend("nccl", requires=(between_gpus, nccl_available))
+def nccl(case: MoeCommFlags, problem: Problem) -> Launch:
+    """torch.distributed over NCCL, from GPU to GPU; packs rows where that saves more than it takes."""
+    group = nccl_group(problem.ranks)
+    experts = Experts(case.num_experts, problem.ranks.size)
+    packs = worth_packing(experts, case.top_k, case.num_tokens, row_bytes(case).dispatch)
+    exchange: Exchange = packed(case, problem, group) if packs else whole(case, problem, group)
+    return launch_over(case, problem, exchange)
+
+
+@moe_a2a.backend("gloo", requires=(host_memory,), ignores=("nvtx",))
 def gloo(case: MoeCommFlags, problem: Problem) -> Launch:
     """torch.distributed over gloo, on the CPU."""
     join_process_group(problem.ranks)
-    return Launch(
-        phases=(Phase("dispatch", dispatch), Phase("experts", apply_experts), Phase("combine", combine)),
-        kwargs={
-            "hidden": problem["hidden"],
-            "expert_ids": problem["expert_ids"],
-            "out": torch.empty_like(problem["hidden"]),
-            "num_experts": case.num_experts,
-            "ranks": problem.ranks,
-        },
-        mutates=("out",),
-    )
+    return launch_over(case, problem, packed(case, problem, None))
 
 
-class Exchange(NamedTuple):
-    """Rows on the rank that owns their experts, with the way back.
-
-    Attributes:
-        rows: (received, hidden).
-        expert_ids: (received, top_k).
-        sent: how many rows went to each rank, and received: how many came from each.
-        tokens: which token each sent row is.
-    """
-
-    rows: torch.Tensor
-    expert_ids: torch.Tensor
-    sent: list[int]
-    received: list[int]
-    tokens: torch.Tensor
+def packed(case: MoeCommFlags, problem: Problem, group: Any) -> PackedExchange:
+    """An exchange of the rows that are needed, over a group of torch.distributed (None: the default one)."""
+    experts = Experts(case.num_experts, problem.ranks.size)
+    return PackedExchange(group, experts, capacity=case.capacity, **_results(case, problem))
 
 
-def dispatch(
-    _: None, hidden: torch.Tensor, expert_ids: torch.Tensor, num_experts: int, ranks: Ranks, **__: Any
-) -> Exchange:
-    """Sends each token once to every rank that owns one of its experts."""
-    wanted = owners(expert_ids, num_experts // ranks.size, ranks.size)
-    tokens = wanted.T.nonzero()[:, 1]
-    sent = wanted.sum(dim=0)
-    received = torch.empty_like(sent)
-    torch.distributed.all_to_all_single(received, sent)
-    counts = (sent.tolist(), received.tolist())
-    rows = _exchange(hidden[tokens], *counts)
-    return Exchange(rows, _exchange(expert_ids[tokens], *counts), *counts, tokens)
+def whole(case: MoeCommFlags, problem: Problem, group: Any) -> WholeExchange:
+    """An exchange of all rows, over a group of torch.distributed (None: the default one)."""
+    experts = Experts(case.num_experts, problem.ranks.size)
+    return WholeExchange(group, experts, problem.ranks, tokens=case.num_tokens, **_results(case, problem))
 
 
-def apply_experts(arrived: Exchange, num_experts: int, ranks: Ranks, **_: Any) -> Exchange:
-    """Applies this rank's stand-ins to the rows that arrived, and sums over them."""
-    per_rank = num_experts // ranks.size
-    own = arrived.expert_ids // per_rank == ranks.rank
-    factors = torch.where(own, factor(arrived.expert_ids.float(), num_experts), torch.zeros(()))
-    scaled = arrived.rows.float() * factors.sum(dim=1, keepdim=True)
-    return arrived._replace(rows=scaled.to(arrived.rows.dtype))
-
-
-def combine(processed: Exchange, out: torch.Tensor, **_: Any) -> None:
-    """Sends every row back to where it came from and sums the rows of each token into out (tokens, hidden)."""
-    returned = _exchange(processed.rows, processed.received, processed.sent)
-    total = torch.zeros(out.shape, dtype=torch.float32, device=out.device)
-    out.copy_(total.index_add_(0, processed.tokens, returned.float()))
-
-
-def _exchange(rows: torch.Tensor, sent: list[int], received: list[int]) -> torch.Tensor:
-    """All-to-all of rows, as bytes: gloo does not know every number format."""
-    arrived = torch.empty(sum(received), rows.shape[1], dtype=rows.dtype, device=rows.device)
-    torch.distributed.all_to_all_single(arrived.view(torch.uint8), rows.contiguous().view(torch.uint8), received, sent)
-    return arrived
+def _results(case: MoeCommFlags, problem: Problem) -> dict[str, Any]:
+    """What experts give back."""
+    return {"columns": case.hidden_size, "dtype": case.input_dtype.torch, "device": problem["weights"].device}

@@ -1,0 +1,113 @@
+"""moe_a2a_dispatch_combine under mpirun and torchrun, through the real program."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.routines.moe_comm.broken import ON_SEVERAL_RANKS
+from tests.routines.moe_comm.launched import (
+    LAUNCHER,
+    MPIRUN,
+    broken_backends,
+    mpirun,
+    needs_mpi,
+    rows_in,
+    started,
+)
+
+pytestmark = [pytest.mark.mpi, needs_mpi]
+NAME = "moe_a2a_dispatch_combine"
+CASE = "--num_tokens 24 --hidden_size 128 --num_experts 8 --top_k 3"
+TESTLIST = f"""
+--routine {NAME} {CASE} --validate --per_phase_timing --num_iters 3
+--routine {NAME} {CASE} --validate --quant_dtype {{fp8,nvfp4,fp8_block_scale}} --num_iters 2 --backends gloo whole
+--routine {NAME} --num_tokens {{1,33}} --hidden_size 5 --num_experts 8 --top_k 1 --validate --num_iters 2
+--routine {NAME} {CASE} --max_num_tokens 40 --validate --input_dtype float16 --target_precision 20% --max_time 50ms
+--routine {NAME} --num_tokens 4 --hidden_size 8 --num_experts 13 --top_k 1 --validate
+--routine {NAME} {CASE} --refcheck --num_iters 2
+"""
+
+
+def run_testlist(ranks: int, folder: Path) -> tuple[list[dict[str, str]], str, int]:
+    testlist, output = folder / "cases.txt", folder / "out.csv"
+    testlist.write_text(TESTLIST)
+    path = broken_backends(folder, "whole")
+    status, text = mpirun(ranks, "--testlist", testlist, "--output_path", output, path=path)
+    assert [file.name for file in folder.glob("out*")] == ["out.csv"], text
+    return rows_in(output), text, status
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_format_on_ranks_of_a_cpu(ranks, tmp_path):
+    """All in one start, which takes seconds: phases, formats, unusual routings, and lines that are wrong."""
+    rows, text, status = run_testlist(ranks, tmp_path)
+    good = [row for row in rows if row["num_experts"] == "8"]
+    assert {(row["status"], row["check"]) for row in good} == {("ok", "passed")}, text
+    assert [row["phase"] for row in rows[:4]] == ["a2a_dispatch", "a2a_combine", "a2a_total", "a2a_total"]
+    dispatch, combine, total = rows[:3]
+    assert int(float(total["bytes"])) == int(total["dispatch_bytes"]) + int(total["combine_bytes"])
+    assert (dispatch["bytes"], combine["bytes"]) == (dispatch["dispatch_bytes"], combine["combine_bytes"])
+    assert {(row["ranks"], row["ep_size"]) for row in good} == {(str(ranks), str(ranks))}
+    assert [row["exchange"] for row in rows[3:9]] == ["packed", "whole"] * 3
+    if ranks == 1:
+        assert (total["bytes"], total["rank_skew"], status) == ("0", "", 0)
+        return
+    assert float(total["rank_max"]) >= float(total["rank_median"]) >= float(total["rank_min"]) > 0
+    assert float(total["rank_skew"]) >= 0
+    (invalid,) = [row for row in rows if row["num_experts"] == "13"]
+    assert invalid["status"] == "invalid"
+    assert f"num_experts (13) must be divisible by the number of ranks ({ranks})" in invalid["reason"]
+    assert status == 1
+    labels = [line.split()[1] for line in text.splitlines() if line.startswith("[PERF]")]
+    assert labels[:4] == ["a2a_dispatch", "a2a_combine", "a2a_total", "a2a_total"]
+    assert len(labels) == len(good)
+
+
+def test_broken_exchanges_between_ranks_are_caught(tmp_path):
+    """Also those in which only one rank, perhaps not the one that reports, is wrong."""
+    output = tmp_path / "out.csv"
+    backends = ["gloo", *ON_SEVERAL_RANKS]
+    arguments = ["--routine", NAME, *CASE.split(), "--validate", "--num_iters", "2", "--output_path", output]
+    path = broken_backends(tmp_path, *ON_SEVERAL_RANKS)
+    status, text = mpirun(2, *arguments, "--backends", *backends, path=path)
+    found = {row["backend"]: (row["status"], row["check"]) for row in rows_in(output)}
+    assert found.pop("gloo") == ("ok", "passed"), text
+    assert found == dict.fromkeys(ON_SEVERAL_RANKS, ("mismatch", "mismatch")), text
+    assert status == 1
+
+
+@pytest.mark.parametrize(("how", "said"), [("killed", "KILLED BY SIGNAL: 9"), ("raises", "fallen off the bus")])
+def test_a_rank_that_fails_ends_all_of_them_with_its_error(how, said, tmp_path):
+    """The first rank waits for it in a collective; what was measured before is kept."""
+    output = tmp_path / "out.csv"
+    arguments = ["--routine", NAME, *CASE.split(), "--num_iters", "2", "--output_path", output]
+    began = time.monotonic()
+    status, text = mpirun(2, *arguments, "--backends", "gloo", how, path=broken_backends(tmp_path, how))
+    assert time.monotonic() - began < 30, text
+    assert status != 0
+    assert (said in text) or (how == "killed" and "KILLED" in text.upper()), text
+    assert [(row["backend"], row["status"]) for row in rows_in(output)] == [("gloo", "ok")]
+
+
+def test_ranks_that_were_started_with_different_flags_all_refuse(tmp_path):
+    program = [sys.executable, LAUNCHER, "--routine", NAME, *CASE.split(), "--device", "cpu"]
+    command = [MPIRUN, "-np", "1", *program, ":", "-np", "1", *program, "--quant_dtype", "fp8"]
+    status, text = started(command)
+    assert status != 0
+    assert text.count("[ERROR] rank 1 has other flags than rank 0: --routine") == 1, text
+    assert "start all ranks alike" in text
+
+
+def test_torchrun_does_as_well(tmp_path):
+    output = tmp_path / "out.csv"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", LAUNCHER]
+    case = ["--routine", NAME, *CASE.split(), "--validate", "--num_iters", "2", "--device", "cpu"]
+    status, text = started([*launcher, *case, "--output_path", output])
+    (row,) = rows_in(output)
+    assert (row["status"], row["check"], row["ranks"]) == ("ok", "passed", "2"), text
+    assert text.count("[PERF]") == 1
+    assert status == 0
