@@ -296,7 +296,10 @@ def test_an_mpi_barrier_does_not_wait_for_a_rank_that_gave_up(world: FakeWorld):
     assert "barrier" not in world.calls
 
 
-def test_abort_ends_all_ranks_and_says_why(world: FakeWorld, capsys: pytest.CaptureFixture[str]):
+def test_abort_ends_all_ranks_and_says_why(
+    world: FakeWorld, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: world.calls.append("waits to be heard"))
     MpiRanks().abort(ValueError("the reason"))
-    assert world.calls == ["abort 1"]
+    assert world.calls == ["waits to be heard", "abort 1"]
     assert "[ERROR] rank 0 failed and ends all ranks: ValueError: the reason" in capsys.readouterr().err

@@ -194,6 +194,27 @@ def for_attention(operands: Sequence[DType], output_dtype: DType) -> Close:
     )
 
 
+def for_sum_of_ranks(dtype: DType, roundings: int) -> Close:
+    """A sum over ranks whose partial sums are rounded to ``dtype``, in any order, and what is worked out from it.
+
+    As in ``for_attention``: errors of roundings add up independently, relative to a row's root mean square, and the
+    worst of millions of elements is six times the typical one away. A rank that is left out is a hundred times that.
+
+    Args:
+        roundings: to the format, from the addends to the output.
+    """
+    unit = UNIT_ROUNDOFF[dtype]
+    typical = RMS_ROUNDING * math.sqrt(roundings) * unit
+    return Close(
+        rtol=unit,
+        atol=SMALLEST[dtype],
+        of_row=6 * typical,
+        max_relative_l2=1.7 * typical + unit,
+        by_row=True,
+        why=f"{roundings} roundings to {dtype} of sums over ranks",
+    )
+
+
 TENSOR_CORE_UNIT = {8: 2.0**-13, 16: 2.0**-22}
 """How much of a sum a tensor core loses with every term, at most and in parts of the sum, by the operands' bits.
 

@@ -43,14 +43,19 @@ class TensorFactory:
         if self._reserved > self._available:
             raise DoesNotFit(name, self._reserved, self._available)
 
-    def normal(self, name: str, shape: Sequence[int], dtype: DType, scale: float = 1.0) -> torch.Tensor:
+    def normal(
+        self, name: str, shape: Sequence[int], dtype: DType, scale: float = 1.0, rank: int | None = None
+    ) -> torch.Tensor:
         """Standard normal, divided by the scale: an element stands for its value times that.
 
         Formats of 16 bits or more are drawn as they are. FP8 is rounded from bfloat16 slice by slice, so that there is
         never a whole tensor of twice the size; what does not fit saturates.
+
+        Args:
+            rank: as this rank draws it; None for the factory's own. What several ranks have in common is rank 0's.
         """
         self.reserve(name, shape, dtype)
-        generator = self.generator(name, self.device)
+        generator = self.generator(name, self.device, rank)
         if dtype.bytes > 1:
             drawn = torch.randn(tuple(shape), dtype=dtype.torch, device=self.device, generator=generator)
             return drawn if scale == 1 else drawn.div_(scale)
@@ -78,8 +83,8 @@ class TensorFactory:
             torch.randint(1, maximum + 1, (count,), dtype=torch.int32, generator=generator) for maximum in maxima
         )
 
-    def generator(self, name: str, device: str = "cpu") -> torch.Generator:
-        """The generator of one tensor."""
-        key = f"{self._seed}/{self.ranks.rank}/{name}".encode()
+    def generator(self, name: str, device: str = "cpu", rank: int | None = None) -> torch.Generator:
+        """The generator of one tensor, as a rank has it; None for this one."""
+        key = f"{self._seed}/{self.ranks.rank if rank is None else rank}/{name}".encode()
         seed = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
         return torch.Generator(device=device).manual_seed(seed)

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "MV2_COMM_WOR
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets; only all of them together mean that a group is to be formed by it."""
 
+HEARD_SECONDS = 0.5
+"""Between a rank's last words and the end of all: mpirun drops what it has not read by then."""
 PATIENCE_SECONDS = 5.0
 """How long a rank that failed among collectives waits for the others before it ends them: they may sit in one that
 cannot finish without it.
@@ -104,6 +107,7 @@ class MpiRanks:
 
     def abort(self, error: BaseException) -> None:
         say_why(self.rank, error)
+        time.sleep(HEARD_SECONDS)
         self._world.Abort(1)
 
 

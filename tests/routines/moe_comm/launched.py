@@ -41,7 +41,8 @@ def rows_in(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def broken_backends(folder: Path, *names: str) -> tuple[Path, ...]:
-    """Makes backends of ``broken.py`` a plug-in in a folder; what the path needs to find it."""
-    make_plugin(folder, "broken_exchanges", f"from tests.routines.moe_comm.broken import declare\ndeclare({names!r})\n")
+def broken_backends(folder: Path, family: str, *names: str) -> tuple[Path, ...]:
+    """Makes backends of a family's ``broken.py`` a plug-in in a folder; what the path needs to find it."""
+    source = f"from tests.routines.{family}.broken import declare\ndeclare({names!r})\n"
+    make_plugin(folder, f"broken_{family}", source)
     return folder, ROOT

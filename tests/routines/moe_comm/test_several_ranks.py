@@ -1,4 +1,4 @@
-"""moe_a2a_dispatch_combine under mpirun and torchrun, through the real program."""
+"""moe_a2a_dispatch_combine and allreduce_fusion under mpirun and torchrun, through the real program."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.routines.allreduce_comm import broken as reductions
 from tests.routines.moe_comm.broken import ON_SEVERAL_RANKS
 from tests.routines.moe_comm.launched import (
     LAUNCHER,
@@ -21,6 +22,7 @@ from tests.routines.moe_comm.launched import (
 
 pytestmark = [pytest.mark.mpi, needs_mpi]
 NAME = "moe_a2a_dispatch_combine"
+REDUCTION = "allreduce_fusion"
 CASE = "--num_tokens 24 --hidden_size 128 --num_experts 8 --top_k 3"
 TESTLIST = f"""
 --routine {NAME} {CASE} --validate --per_phase_timing --num_iters 3
@@ -29,13 +31,14 @@ TESTLIST = f"""
 --routine {NAME} {CASE} --max_num_tokens 40 --validate --input_dtype float16 --target_precision 20% --max_time 50ms
 --routine {NAME} --num_tokens 4 --hidden_size 8 --num_experts 13 --top_k 1 --validate
 --routine {NAME} {CASE} --refcheck --num_iters 2
+--routine {REDUCTION} --pattern {{allreduce,ar_residual_rmsnorm}} --num_tokens 9 --hidden_size 64 --validate -n 2
 """
 
 
 def run_testlist(ranks: int, folder: Path) -> tuple[list[dict[str, str]], str, int]:
     testlist, output = folder / "cases.txt", folder / "out.csv"
     testlist.write_text(TESTLIST)
-    path = broken_backends(folder, "whole")
+    path = broken_backends(folder, "moe_comm", "whole")
     status, text = mpirun(ranks, "--testlist", testlist, "--output_path", output, path=path)
     assert [file.name for file in folder.glob("out*")] == ["out.csv"], text
     return rows_in(output), text, status
@@ -52,6 +55,8 @@ def test_every_format_on_ranks_of_a_cpu(ranks, tmp_path):
     assert int(float(total["bytes"])) == int(total["dispatch_bytes"]) + int(total["combine_bytes"])
     assert (dispatch["bytes"], combine["bytes"]) == (dispatch["dispatch_bytes"], combine["combine_bytes"])
     assert {(row["ranks"], row["ep_size"]) for row in good} == {(str(ranks), str(ranks))}
+    reductions = [row for row in rows if row["routine"] == REDUCTION]
+    assert [(row["status"], row["check"], row["tp_ranks"]) for row in reductions] == [("ok", "passed", str(ranks))] * 2
     assert [row["exchange"] for row in rows[3:9]] == ["packed", "whole"] * 3
     if ranks == 1:
         assert (total["bytes"], total["rank_skew"], status) == ("0", "", 0)
@@ -64,19 +69,24 @@ def test_every_format_on_ranks_of_a_cpu(ranks, tmp_path):
     assert status == 1
     labels = [line.split()[1] for line in text.splitlines() if line.startswith("[PERF]")]
     assert labels[:4] == ["a2a_dispatch", "a2a_combine", "a2a_total", "a2a_total"]
-    assert len(labels) == len(good)
+    assert len(labels) == len(good) + len(reductions)
 
 
 def test_broken_exchanges_between_ranks_are_caught(tmp_path):
     """Also those in which only one rank, perhaps not the one that reports, is wrong."""
-    output = tmp_path / "out.csv"
-    backends = ["gloo", *ON_SEVERAL_RANKS]
-    arguments = ["--routine", NAME, *CASE.split(), "--validate", "--num_iters", "2", "--output_path", output]
-    path = broken_backends(tmp_path, *ON_SEVERAL_RANKS)
-    status, text = mpirun(2, *arguments, "--backends", *backends, path=path)
-    found = {row["backend"]: (row["status"], row["check"]) for row in rows_in(output)}
-    assert found.pop("gloo") == ("ok", "passed"), text
-    assert found == dict.fromkeys(ON_SEVERAL_RANKS, ("mismatch", "mismatch")), text
+    testlist, output = tmp_path / "cases.txt", tmp_path / "out.csv"
+    testlist.write_text(
+        f"--routine {NAME} {CASE} --validate --num_iters 2 --backends gloo {' '.join(ON_SEVERAL_RANKS)}\n"
+        f"--routine {REDUCTION} --pattern ar_residual_rmsnorm --num_tokens 9 --hidden_size 64 --validate --num_iters 2 "
+        f"--backends gloo {' '.join(reductions.ON_SEVERAL_RANKS)}\n"
+    )
+    broken_backends(tmp_path, "allreduce_comm", *reductions.ON_SEVERAL_RANKS)
+    path = broken_backends(tmp_path, "moe_comm", *ON_SEVERAL_RANKS)
+    status, text = mpirun(2, "--testlist", testlist, "--output_path", output, path=path)
+    found = {(row["routine"], row["backend"]): (row["status"], row["check"]) for row in rows_in(output)}
+    assert found.pop((NAME, "gloo")) == found.pop((REDUCTION, "gloo")) == ("ok", "passed"), text
+    wrong = [*((NAME, name) for name in ON_SEVERAL_RANKS), *((REDUCTION, name) for name in reductions.ON_SEVERAL_RANKS)]
+    assert found == dict.fromkeys(wrong, ("mismatch", "mismatch")), text
     assert status == 1
 
 
@@ -86,7 +96,7 @@ def test_a_rank_that_fails_ends_all_of_them_with_its_error(how, said, tmp_path):
     output = tmp_path / "out.csv"
     arguments = ["--routine", NAME, *CASE.split(), "--num_iters", "2", "--output_path", output]
     began = time.monotonic()
-    status, text = mpirun(2, *arguments, "--backends", "gloo", how, path=broken_backends(tmp_path, how))
+    status, text = mpirun(2, *arguments, "--backends", "gloo", how, path=broken_backends(tmp_path, "moe_comm", how))
     assert time.monotonic() - began < 30, text
     assert status != 0
     assert (said in text) or (how == "killed" and "KILLED" in text.upper()), text
