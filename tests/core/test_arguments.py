@@ -29,6 +29,7 @@ FAMILIES = {
         weight_layout= use_routing_bias use_routing_scales_on_input weight_dtype= activation-type= autotune
         cutlass_variant= quantized_input tp_size= tp_rank= ep_size= ep_rank=
     """,
+    "allreduce_comm": "num_tokens= hidden_size= input_dtype= pattern= validate enable_pdl",
     "moe_comm": """
         num_tokens= hidden_size= num_experts= top_k= input_dtype= quant_dtype= real_math intermediate_size=
         max_num_tokens= validate nvtx per_phase_timing

@@ -34,8 +34,8 @@ SMALL = {
     "gemm": "--m 8 --n 256 --k 256",
     "rope": "--batch_size 2 --seq_len 7 --num_qo_heads 3 --num_kv_heads 2 --head_dim 24 --rotary_dim 16 --page_size 4",
     "mla_rope_quantize_fp8": "--batch_size 2 --seq_len 7 --num_qo_heads 3 --head_dim 24 --no_rope_dim 16",
+    "allreduce_comm": "--num_tokens 5 --hidden_size 48 --pattern ar_residual_rmsnorm",
     "moe": "--num_tokens 5 --hidden_size 256 --intermediate_size 128 --num_experts 8 --top_k 2",
-    "allreduce_comm": "--num_tokens 5 --hidden_size 48",
     "moe_comm": "--num_tokens 6 --hidden_size 10 --num_experts 4 --top_k 2",
 }
 """A small valid case of every family, or of a routine by its own name, for the tests that hold for all of them."""

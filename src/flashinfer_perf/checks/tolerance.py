@@ -335,7 +335,7 @@ E2M1_ROUNDOFF = 2.0**-2
 """Of NVFP4's elements, which have two significant bits."""
 
 
-def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType) -> Close:
+def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType, more_roundings: int = 0) -> Close:
     """A weighted sum of experts, each two products with an activation between them.
 
     What goes into the second product is rounded to ``between``. The terms of a sum err independently, so the sum errs
@@ -348,11 +348,12 @@ def for_mixture(between: DType, sizes: Sequence[int], input_dtype: DType) -> Clo
     Args:
         between: of the second product's input: the 16-bit format, FP8, or NVFP4.
         sizes: of the sums: hidden and intermediate size.
+        more_roundings: to 16 bits, beside those that every mixture has.
     """
     rounding = E2M1_ROUNDOFF if between is DType.NVFP4 else UNIT_ROUNDOFF[between]
     sixteen = UNIT_ROUNDOFF[input_dtype]
     cores = sum(TENSOR_CORE_UNIT[16 if between is input_dtype else 8] * math.sqrt(size) for size in sizes)
-    typical = RMS_ROUNDING * math.hypot(rounding, math.sqrt(MIXTURE_ROUNDINGS) * sixteen) + cores
+    typical = RMS_ROUNDING * math.hypot(rounding, math.sqrt(MIXTURE_ROUNDINGS + more_roundings) * sixteen) + cores
     return Close(
         rtol=sixteen,
         atol=SMALLEST[input_dtype],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -32,6 +33,14 @@ class TensorFactory:
         self._seed = seed
         self._available = int(free_bytes * HEADROOM)
         self._reserved = 0
+
+    def in_common(self) -> TensorFactory:
+        """One that draws on every rank what rank 0 draws, with an account of its own: for what is not kept."""
+        from flashinfer_perf.run.ranks import SingleRank
+
+        common = copy.copy(self)
+        common.ranks = SingleRank()
+        return common
 
     def reserve(self, name: str, shape: Sequence[int], dtype: DType) -> None:
         """Adds a tensor to the account.

@@ -87,6 +87,24 @@ def test_phases_are_timed_one_by_one_only_where_that_was_asked_for():
         assert total == pytest.approx(sum(phases))
 
 
+MATH = f"{CASE.replace('32', '128')} --real_math --intermediate_size 128 --quant_dtype"
+
+
+@pytest.mark.parametrize("format", ["nvfp4", "fp8_block_scale"])
+def test_experts_between_the_exchanges(format):
+    record = run(NAME, f"{MATH} {format} --per_phase_timing", "gloo")
+    assert_passes(record)
+    assert (
+        list(record.measurement.phases_ms) == list(record.phase_work) == ["a2a_dispatch", "moe_kernel", "a2a_combine"]
+    )
+    assert record.phase_work["moe_kernel"].flops == record.work.flops == 6 * 24 * 3 * 128 * 128
+
+
+@pytest.mark.parametrize("name", ["one_token_off", "one_nan", "twice", "weights_of_another", "experts_one_too_high"])
+def test_a_broken_exchange_is_caught_with_experts_too(name):
+    assert_caught(run_broken(NAME, prepare_with(ON_ONE_RANK[name]), f"{MATH} nvfp4"))
+
+
 def test_nvtx_switches_the_clock():
     launch, _ = launch_of(NAME, "gloo", f"{CASE} --nvtx")
     assert launch.no_cupti == NO_CUPTI
@@ -107,6 +125,10 @@ def test_nvtx_switches_the_clock():
             r"hidden_size \(32\) must be divisible by .* 128 for fp8_block_scale",
         ),
         ("--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 1 --quant_dtype nvfp4", "16 for nvfp4"),
+        (f"{CASE} --real_math", "--real_math needs --quant_dtype nvfp4 or fp8_block_scale, not None"),
+        (f"{CASE} --real_math --quant_dtype fp8 --intermediate_size 64", "needs --quant_dtype nvfp4 or fp8_block"),
+        (f"{CASE} --real_math --quant_dtype nvfp4", "--real_math needs --intermediate_size"),
+        (f"{CASE} --real_math --quant_dtype nvfp4 --intermediate_size 72", r"\(72\) must be divisible by 64"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, text):

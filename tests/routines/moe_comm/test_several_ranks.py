@@ -31,6 +31,7 @@ TESTLIST = f"""
 --routine {NAME} {CASE} --max_num_tokens 40 --validate --input_dtype float16 --target_precision 20% --max_time 50ms
 --routine {NAME} --num_tokens 4 --hidden_size 8 --num_experts 13 --top_k 1 --validate
 --routine {NAME} {CASE} --refcheck --num_iters 2
+--routine {NAME} {CASE} --quant_dtype {{nvfp4,fp8_block_scale}} --real_math --intermediate_size 128 --validate -n 2
 --routine {REDUCTION} --pattern {{allreduce,ar_residual_rmsnorm}} --num_tokens 9 --hidden_size 64 --validate -n 2
 """
 

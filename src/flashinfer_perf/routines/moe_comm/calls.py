@@ -8,6 +8,7 @@ from typing import Any
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.routines.moe_comm.exchange import Arrived, Exchange, combine, dispatch
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
+from flashinfer_perf.routines.moe_comm.mixture import Compute, weights_among
 from flashinfer_perf.routines.moe_comm.routing import Experts
 from flashinfer_perf.routines.moe_comm.traffic import row_bytes
 from flashinfer_perf.routines.moe_comm.validation import fill_in
@@ -20,18 +21,14 @@ NVTX_RANGES = {DISPATCH: "moe_a2a_dispatch", KERNEL: "moe_compute", COMBINE: "mo
 NO_GRAPH = "Exchanges between ranks are launched one by one, on one rank as on several."
 NO_CUPTI = "--nvtx marks phases for a profiler, beside which CUPTI cannot record: CUDA events are used."
 
-ComputeExperts = Callable[["tuple[torch.Tensor, ...]", "torch.Tensor"], None]
-"""Of the rows that arrived, and where the results go."""
 
-
-def launch_over(
-    case: MoeCommFlags, problem: Problem, exchange: Exchange, compute: ComputeExperts | None = None
-) -> Launch:
+def launch_over(case: MoeCommFlags, problem: Problem, exchange: Exchange, compute: Compute | None = None) -> Launch:
     """The call that is timed. Every rank must make it: it exchanges rows once.
 
     Args:
         compute: the experts of this rank; without, each rank answers with rows that are there before.
     """
+    exchange.marked |= compute is not None
     launch = Launch(
         phases=_phases(case, compute is not None),
         timed_apart=case.per_phase_timing,
@@ -62,9 +59,9 @@ def sent_bytes(case: MoeCommFlags, problem: Problem, exchange: Exchange) -> int:
     return exchange.wire_rows * sum(row_bytes(case))
 
 
-def kernel(arrived: Arrived, *, exchange: Exchange, compute: ComputeExperts, **_: Any) -> Arrived:
+def kernel(arrived: Arrived, *, exchange: Exchange, compute: Compute, **call: Any) -> Arrived:
     """The middle phase of a call with experts."""
-    compute(arrived.rows, exchange.answers(arrived))
+    compute(arrived.rows, exchange.answers(arrived), **weights_among(call))
     return arrived
 
 

@@ -6,6 +6,7 @@ Without, every rank answers with rows that were there before, another on each ra
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flashinfer_perf.checks import tolerance
@@ -13,7 +14,7 @@ from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.requirement import capability, host_memory
 from flashinfer_perf.core.routine import Fact, Rule, routine
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.lazy import flashinfer
+from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.moe_comm import one_sided
 from flashinfer_perf.routines.moe_comm.backends import (
     between_gpus,
@@ -22,11 +23,20 @@ from flashinfer_perf.routines.moe_comm.backends import (
     nccl_available,
     whole_words,
 )
-from flashinfer_perf.routines.moe_comm.calls import COMBINE, DISPATCH, launch_over
-from flashinfer_perf.routines.moe_comm.exchange import Exchange
+from flashinfer_perf.routines.moe_comm.calls import COMBINE, DISPATCH, KERNEL, launch_over
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
+from flashinfer_perf.routines.moe_comm.mixture import (
+    SIZE_MULTIPLES,
+    WEIGHT_FORMATS,
+    ByTriton,
+    LocalExperts,
+    allowed,
+    by_torch,
+    experts_here,
+    work_of,
+)
 from flashinfer_perf.routines.moe_comm.packed import PackedExchange
-from flashinfer_perf.routines.moe_comm.payload import WIRE_FORMATS, global_factor
+from flashinfer_perf.routines.moe_comm.payload import WIRE_FORMATS, Payload, global_factor
 from flashinfer_perf.routines.moe_comm.routing import Experts, draw_experts, draw_weights, unusual_routings
 from flashinfer_perf.routines.moe_comm.stand_in import most_answers, sum_of_answers
 from flashinfer_perf.routines.moe_comm.traffic import row_bytes, traffic
@@ -36,8 +46,6 @@ from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem, Shown
 from flashinfer_perf.run.process_group import join_process_group, nccl_group
-
-BLOCK_SCALED = ("nvfp4", "fp8_block_scale")
 
 
 @routine(
@@ -50,6 +58,8 @@ BLOCK_SCALED = ("nvfp4", "fp8_block_scale")
         "top_k",
         "input_dtype",
         "quant_dtype",
+        "real_math",
+        "intermediate_size",
         "max_num_tokens",
         "validate",
         "nvtx",
@@ -75,11 +85,26 @@ BLOCK_SCALED = ("nvfp4", "fp8_block_scale")
             lambda case: case.capacity >= case.num_tokens,
             "max_num_tokens ({max_num_tokens}) must be at least num_tokens ({num_tokens})",
         ),
+        Rule(
+            lambda case: not case.real_math or case.quant_dtype in WEIGHT_FORMATS,
+            f"--real_math needs --quant_dtype {' or '.join(WEIGHT_FORMATS)}, not {{quant_dtype}}",
+        ),
+        Rule(lambda case: not case.real_math or case.intermediate_size, "--real_math needs --intermediate_size"),
+        Rule(
+            lambda case: not case.real_math or case.intermediate_size % SIZE_MULTIPLES[case.quant_dtype] == 0,
+            "intermediate_size ({intermediate_size}) must be divisible by 64 for nvfp4, by 128 for fp8_block_scale",
+        ),
     ),
     label="test_moe_a2a_dispatch_combine",
 )
 def moe_a2a(case: MoeCommFlags, make: TensorFactory) -> Problem:
     """MoE all-to-all dispatch and combine for expert-parallel inference; start it with mpirun or torchrun."""
+    problem, factor = exchanged(case, make)
+    return with_experts(case, make, problem, factor) if case.real_math else problem
+
+
+def exchanged(case: MoeCommFlags, make: TensorFactory) -> tuple[Problem, float]:
+    """The problem without experts, and the factor that hidden states were multiplied by before they were rounded."""
     ranks = make.ranks
     experts = _shared_experts(case, ranks.size)
     make.reserve("slots", (2 * ranks.size * case.capacity, case.hidden_size), case.input_dtype)
@@ -102,8 +127,9 @@ def moe_a2a(case: MoeCommFlags, make: TensorFactory) -> Problem:
         quantisation=tolerance.PAYLOAD_ERROR[case.quant_dtype],
     )
     scales = {"scales": payload.scales} if payload.scales is not None else {}
-    return Problem(
-        tensors={"expert_ids": expert_ids, "weights": weights, "hidden": payload.hidden, **scales},
+    tensors = {"expert_ids": expert_ids, "weights": weights, "hidden": payload.hidden, **scales}
+    problem = Problem(
+        tensors=tensors,
         reference=lambda expert_ids, **_: {"out": sum_of_answers(expert_ids, experts, case.hidden_size)},
         work=Work(flops=0, bytes=sum(moved)),
         phase_work={DISPATCH: Work(0, moved.dispatch), COMBINE: Work(0, moved.combine)},
@@ -116,6 +142,29 @@ def moe_a2a(case: MoeCommFlags, make: TensorFactory) -> Problem:
             Shown("hidden.shape", payload.hidden.shape),
             Shown("expert_ids.shape", expert_ids.shape),
         ),
+    )
+    return problem, factor
+
+
+def with_experts(case: MoeCommFlags, make: TensorFactory, problem: Problem, factor: float) -> Problem:
+    """The same with experts between the exchanges: their weights, their work, and the sums that come back."""
+    ranks = problem.ranks
+    local = LocalExperts(case, make, experts_here(Experts(case.num_experts, ranks.size), ranks.rank))
+    work = work_of(case, problem["expert_ids"], ranks)
+    check = problem.checks["out"]
+    assert isinstance(check, Validated)
+
+    def truth(hidden: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor, scales: torch.Tensor, **_: Any):
+        decoded = WIRE_FORMATS[case.quant_dtype].decode(Payload(hidden, scales), factor)
+        return {"out": local.truth(decoded, expert_ids, weights)}
+
+    return replace(
+        problem,
+        tensors={**problem.tensors, **local.draw(), "factor": torch.tensor([factor], device=make.device)},
+        reference=truth,
+        work=replace(problem.work, flops=work.flops),
+        phase_work={DISPATCH: problem.phase_work[DISPATCH], KERNEL: work, COMBINE: problem.phase_work[COMBINE]},
+        checks={"out": replace(check, output=allowed(case, ranks.size))},
     )
 
 
@@ -146,7 +195,7 @@ def moe_alltoall(case: MoeCommFlags, problem: Problem) -> Launch:
         columns=case.hidden_size,
         dtype=case.input_dtype.torch,
     )
-    return launch_over(case, problem, exchange)
+    return launch_over(case, problem, exchange, _triton_experts(case, problem))
 
 
 @moe_a2a.backend("nccl", requires=(between_gpus, nccl_available))
@@ -155,15 +204,29 @@ def nccl(case: MoeCommFlags, problem: Problem) -> Launch:
     group = nccl_group(problem.ranks)
     experts = Experts(case.num_experts, problem.ranks.size)
     packs = worth_packing(experts, case.top_k, case.num_tokens, row_bytes(case).dispatch)
-    exchange: Exchange = packed(case, problem, group) if packs else whole(case, problem, group)
-    return launch_over(case, problem, exchange)
+    if packs and not case.real_math:  # experts are planned for a fixed number of rows
+        return launch_over(case, problem, packed(case, problem, group))
+    return launch_over(case, problem, whole(case, problem, group), _triton_experts(case, problem))
 
 
 @moe_a2a.backend("gloo", requires=(host_memory,), ignores=("nvtx",))
 def gloo(case: MoeCommFlags, problem: Problem) -> Launch:
     """torch.distributed over gloo, on the CPU."""
     join_process_group(problem.ranks)
-    return launch_over(case, problem, packed(case, problem, None))
+    compute = by_torch(case, float(problem["factor"]), _own(case, problem)) if case.real_math else None
+    return launch_over(case, problem, packed(case, problem, None), compute)
+
+
+def _triton_experts(case: MoeCommFlags, problem: Problem) -> ByTriton | None:
+    """The experts of this rank, for exchanges with a slot for every token of every rank."""
+    if not case.real_math:
+        return None
+    slots = problem.ranks.size * case.num_tokens
+    return ByTriton(case, problem, float(problem["factor"]), _own(case, problem), slots)
+
+
+def _own(case: MoeCommFlags, problem: Problem) -> range:
+    return experts_here(Experts(case.num_experts, problem.ranks.size), problem.ranks.rank)
 
 
 def packed(case: MoeCommFlags, problem: Problem, group: Any) -> PackedExchange:
