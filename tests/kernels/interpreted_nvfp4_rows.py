@@ -21,7 +21,8 @@ def decoded(rows: int, columns: int, factor: float, dtype: torch.dtype, wrong: i
     out = torch.full((rows, columns), 7.0, dtype=dtype)
     decode_rows(packed + wrong, scales, factor, out)
     expected = nvfp4.decode(nvfp4.Nvfp4(packed, scales), factor)
-    return torch.allclose(out.double(), expected.double(), rtol=2.0**-8, atol=2.0**-25)  # fp16 has numbers that small
+    # The interpreter cuts off where fp32 becomes bfloat16; fp16 has numbers that are as small as the tolerance.
+    return torch.allclose(out.double(), expected.double(), rtol=2.0**-7, atol=2.0**-25)
 
 
 if __name__ == "__main__":
