@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import socket
 from collections.abc import Iterator
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 from torch import distributed
 
-from flashinfer_perf.run.process_group import TIMEOUT, join_process_group
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.run import process_group
+from flashinfer_perf.run.process_group import TIMEOUT, join_process_group, nccl_group, start_line
 from flashinfer_perf.run.ranks import SingleRank
 
 
@@ -65,3 +68,37 @@ def test_other_ranks_go_to_the_store_of_the_first(no_group: list[object], monkey
     assert seen["store"] == ("the-first-host", 4711, 2)
     assert seen["options"] == {"is_master": False, "timeout": TIMEOUT}
     assert (seen["group"]["rank"], seen["group"]["world_size"]) == (1, 2)
+
+
+@pytest.fixture
+def group(no_group: list[object], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, object]]]:
+    """In place of an NCCL group; gives how groups were asked for."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    monkeypatch.setattr(distributed, "new_group", lambda **how: asked.append(how) or "the group")
+    process_group._nccl_group.cache_clear()
+    yield asked
+    process_group._nccl_group.cache_clear()
+
+
+def test_an_nccl_group_is_made_once_and_without_multicast(group: list[dict[str, object]]):
+    assert nccl_group(SingleRank()) == nccl_group(SingleRank()) == "the group"
+    assert group == [{"backend": "nccl", "timeout": TIMEOUT}]
+    assert os.environ["NCCL_NVLS_ENABLE"] == "0"
+
+
+def test_ranks_line_up_by_a_reduction_of_one_element(group: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch):
+    reduced: list[tuple[int, object]] = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor, group: reduced.append((tensor.numel(), group)))
+    monkeypatch.setattr(process_group.torch, "zeros", lambda count, device: torch.ones(count))
+
+    class Two(SingleRank):
+        size = 2
+
+    monkeypatch.setattr(process_group, "join_process_group", lambda ranks: None)
+    line_up = start_line(Two(), Machine("cuda:0", "fake", (9, 0)))
+    assert line_up is not None
+    line_up()
+    assert reduced == [(1, "the group")]
+    assert start_line(SingleRank(), Machine("cuda:0", "fake", (9, 0))) is None
+    assert start_line(Two(), Machine("cpu", "cpu")) is None

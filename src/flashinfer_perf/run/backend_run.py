@@ -151,7 +151,8 @@ class BackendRun:
     def _measure(self, target: Target) -> tuple[Measurement, Outputs]:
         options = self.case.options
         wish = wish_of(options)
-        bias = clock_bias(self.machine, wish.cupti)  # before the clock is used: CUPTI slows the others down
+        cupti = wish.cupti and not target.launch.no_cupti
+        bias = clock_bias(self.machine, cupti)  # before the clock is used: CUPTI slows the others down
         opened = open_timer(self.machine, wish, target, self.problem.work.bytes)
         try:
             measurement = measure(target, opened, choose_stop_rule(options), options.dry_run_iters)

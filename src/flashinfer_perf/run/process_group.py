@@ -39,7 +39,7 @@ def join_process_group(ranks: Ranks) -> None:
 
 
 def nccl_group(ranks: Ranks) -> ProcessGroup:
-    """An NCCL group of all ranks, on each one's current CUDA device. Made once.
+    """An NCCL group of all ranks, on each one's current CUDA device. Made once, by all ranks together.
 
     NVLink multicast is off in it, whatever the environment says: a fault in it takes the other GPUs of a host along.
     """
@@ -52,8 +52,7 @@ def _nccl_group() -> ProcessGroup:
     from torch import distributed
 
     os.environ["NCCL_NVLS_ENABLE"] = "0"  # read when the first communicator is made
-    device = torch.device("cuda", torch.cuda.current_device())
-    group = distributed.new_group(backend="nccl", timeout=TIMEOUT, device_id=device)
+    group = distributed.new_group(backend="nccl", timeout=TIMEOUT)
     assert group is not None
     return group  # type: ignore[no-any-return]
 

@@ -27,7 +27,7 @@ TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 HEARD_SECONDS = 0.5
 """Between a rank's last words and the end of all: mpirun drops what it has not read by then."""
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 3.0
 """How long a rank that failed among collectives waits for the others before it ends them: they may sit in one that
 cannot finish without it.
 """

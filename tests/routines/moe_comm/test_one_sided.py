@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def stood_in(columns: int):
         contract("flashinfer.comm.moe_a2a_get_workspace_size_per_rank", lambda **_: 4096) as size,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(one_sided, "demand_nvlink", lambda memory: None)
+        patch.setattr(one_sided, "demand_nvlink", lambda comm: None)
         yield made, size
 
 
@@ -103,15 +104,27 @@ def test_a_token_that_the_library_puts_into_another_slot_is_caught():
         assert "6 have other contents" in finding.detail
 
 
-def test_gpus_without_nvlink_are_refused():
-    class Memory:
-        initialize = staticmethod(lambda: None)
-        supports_mnnvl = staticmethod(lambda: False)
+class Comm:
+    """As much of the library's module as says whether the backend can run."""
 
+    def __init__(self, nvlink: bool, error: Exception | None = None) -> None:
+        memory = SimpleNamespace(initialize=lambda: None, supports_mnnvl=lambda: nvlink)
+        self.mnnvl = SimpleNamespace(MnnvlMemory=memory)
+        self.trtllm_moe_alltoall = SimpleNamespace(get_moe_alltoall_module=self.build)
+        self.error = error
+
+    def build(self, backend: str) -> None:
+        assert backend == "trtllm"
+        if self.error:
+            raise self.error
+
+
+def test_it_runs_where_there_is_nvlink_and_the_kernels_can_be_built():
+    demand_nvlink(Comm(nvlink=True))
     with pytest.raises(Unsupported, match="NVLinks are all up"):
-        demand_nvlink(Memory)
-    Memory.supports_mnnvl = staticmethod(lambda: True)
-    demand_nvlink(Memory)
+        demand_nvlink(Comm(nvlink=False))
+    with pytest.raises(Unsupported, match="cannot be built here: no nvcc"):
+        demand_nvlink(Comm(nvlink=True, error=RuntimeError("no nvcc\nmore")))
 
 
 def test_workspaces_are_given_back_whatever_happened():

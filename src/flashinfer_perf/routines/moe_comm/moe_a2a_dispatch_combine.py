@@ -184,7 +184,7 @@ def _shared_experts(case: MoeCommFlags, ranks: int) -> Experts:
 )
 def moe_alltoall(case: MoeCommFlags, problem: Problem) -> Launch:
     """FlashInfer's MoeAlltoAll: kernels that write into the other GPUs' memory over NVLink."""
-    one_sided.demand_nvlink(flashinfer.comm.mnnvl.MnnvlMemory)
+    one_sided.demand_nvlink(flashinfer.comm)
     exchange = one_sided.OneSidedExchange(
         Experts(case.num_experts, problem.ranks.size),
         problem.ranks,

@@ -11,6 +11,7 @@ from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.moe_comm.exchange import Arrived
 from flashinfer_perf.routines.moe_comm.routing import Experts
+from flashinfer_perf.run.failure import first_line
 from flashinfer_perf.run.process_group import join_process_group
 from flashinfer_perf.run.ranks import Ranks, place_on_host
 
@@ -96,11 +97,20 @@ class OneSidedExchange:
         self._library.combine(payload, tokens, payload_in_workspace=True, output=out)
 
 
-def demand_nvlink(memory: Any) -> None:
-    """Raises Unsupported where GPUs cannot write into each other's memory; ``memory`` is the library's class."""
+def demand_nvlink(comm: Any) -> None:
+    """Raises Unsupported where GPUs cannot write into each other's memory, or the kernels cannot be built.
+
+    Args:
+        comm: the module flashinfer.comm.
+    """
+    memory = comm.mnnvl.MnnvlMemory
     memory.initialize()
     if not memory.supports_mnnvl():
         raise Unsupported("it needs GPUs whose NVLinks are all up, with peer access between them")
+    try:
+        comm.trtllm_moe_alltoall.get_moe_alltoall_module("trtllm")
+    except Exception as error:  # whatever a compiler that is missing or too old may lead to
+        raise Unsupported(f"its kernels cannot be built here: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
