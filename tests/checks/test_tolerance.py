@@ -383,3 +383,20 @@ def test_what_a_tensor_core_cuts_off_is_within_the_tolerance():
 def test_the_norm_of_few_outputs_is_not_judged():
     assert product_check(128, outputs=63).max_relative_l2 == math.inf
     assert product_check(128, outputs=64).max_relative_l2 < 0.01
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize("dtype", [DType.BFLOAT16, DType.FLOAT16])
+def test_a_sum_of_ranks_allows_roundings_and_no_rank_too_few(ranks: int, dtype: DType):
+    inputs = torch.randn(ranks, 16, 512, generator=torch.Generator().manual_seed(ranks)).to(dtype.torch)
+    check, truth = tolerance.for_sum_of_ranks(dtype, ranks), {"out": inputs.double().sum(dim=0)}
+    total = inputs[0]
+    for addend in inputs[1:]:
+        total = total + addend
+    assert check.judge("out", {"out": total}, truth).passed
+    assert not check.judge("out", {"out": (truth["out"] - inputs[0].double()).to(dtype.torch)}, truth).passed
+
+
+def test_a_mixture_of_more_roundings_is_allowed_more():
+    few, more = (tolerance.for_mixture(DType.BFLOAT16, (64, 64), DType.BFLOAT16, extra) for extra in (0, 4))
+    assert few.of_row < more.of_row < 2 * few.of_row

@@ -14,6 +14,8 @@ MULTIPLIER = 2654435761
 """Knuth's, for multiplicative hashing (The Art of Computer Programming, volume 3, section 6.4)."""
 COLUMN_STEP = 40503
 SHIFT = 9
+ROWS_AT_A_TIME = 1024
+"""Their bytes are worked out in numbers of eight bytes each."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,7 @@ def examine(arrived: tuple[torch.Tensor, ...], all_ids: torch.Tensor, needed: to
     known = (numbers >= 0) & (numbers < len(all_ids))
     count = torch.bincount(numbers[known], minlength=len(all_ids))
     numbers = numbers.clamp(0, len(all_ids) - 1)
-    meant = rows_of(numbers, all_ids[numbers], arrived[2:])
-    same = known.clone()
-    for found, expected in zip(arrived, meant, strict=True):
-        same &= (_as_bytes(found) == _as_bytes(expected)).all(dim=1)
+    same = known & _unharmed(arrived, numbers, all_ids)
     return Arrivals(
         expected=int(needed.sum()),
         missing=int((needed & (count == 0)).sum()),
@@ -85,9 +84,24 @@ def examine(arrived: tuple[torch.Tensor, ...], all_ids: torch.Tensor, needed: to
     )
 
 
+def _unharmed(arrived: tuple[torch.Tensor, ...], numbers: torch.Tensor, all_ids: torch.Tensor) -> torch.Tensor:
+    """(rows,) booleans: whether a row is byte by byte that of the token whose number it has."""
+    same = torch.ones_like(numbers, dtype=torch.bool)
+    for start in range(0, len(numbers), ROWS_AT_A_TIME):
+        part = slice(start, start + ROWS_AT_A_TIME)
+        meant = rows_of(numbers[part], all_ids[numbers[part]], arrived[2:])
+        for found, expected in zip(arrived, meant, strict=True):
+            same[part] &= (_as_bytes(found[part]) == _as_bytes(expected)).all(dim=1)
+    return same
+
+
 def _bytes(numbers: torch.Tensor, width: int, salt: int) -> torch.Tensor:
-    column = torch.arange(width, device=numbers.device)
-    return (((numbers[:, None] + 1) * MULTIPLIER + (column + salt) * COLUMN_STEP) >> SHIFT).to(torch.uint8)
+    """(tokens, width) uint8."""
+    column = (torch.arange(width, device=numbers.device) + salt) * COLUMN_STEP
+    out = torch.empty(len(numbers), width, dtype=torch.uint8, device=numbers.device)
+    for part, some in zip(out.split(ROWS_AT_A_TIME), numbers.split(ROWS_AT_A_TIME), strict=True):
+        part.copy_((((some[:, None] + 1) * MULTIPLIER + column) >> SHIFT) & 0xFF)
+    return out
 
 
 def _as_bytes(rows: torch.Tensor) -> torch.Tensor:

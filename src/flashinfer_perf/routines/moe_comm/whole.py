@@ -17,9 +17,9 @@ from flashinfer_perf.run.ranks import Ranks
 WIRE_BYTES_PER_US = 260e3
 """Of a GPU, between H200s by NVLink through NCCL (measured: an all-to-all of 1024 x 8 rows of 14336 bytes)."""
 MEMORY_BYTES_PER_US = 4e6
-"""Of an H200's memory."""
+"""Of an H200's memory, of the 4.8 TB/s in its data sheet."""
 COUNTS_US = 50.0
-"""An exchange of counts, and the host's waiting for it."""
+"""An estimate, of an exchange of counts and the host waiting for it; it matters where all is over in microseconds."""
 
 
 class WholeExchange:
