@@ -128,6 +128,7 @@ def test_nvtx_switches_the_clock():
         (f"{CASE} --real_math", "--real_math needs --quant_dtype nvfp4 or fp8_block_scale, not None"),
         (f"{CASE} --real_math --quant_dtype fp8 --intermediate_size 64", "needs --quant_dtype nvfp4 or fp8_block"),
         (f"{CASE} --real_math --quant_dtype nvfp4", "--real_math needs --intermediate_size"),
+        (f"{CASE} --intermediate_size 64", r"intermediate_size \(64\) must come with --real_math"),
         (f"{CASE} --real_math --quant_dtype nvfp4 --intermediate_size 72", r"\(72\) must be divisible by 64"),
     ],
 )

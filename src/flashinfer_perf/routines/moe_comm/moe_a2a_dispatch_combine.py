@@ -91,6 +91,10 @@ from flashinfer_perf.run.process_group import join_process_group, nccl_group
         ),
         Rule(lambda case: not case.real_math or case.intermediate_size, "--real_math needs --intermediate_size"),
         Rule(
+            lambda case: case.real_math or not case.intermediate_size,
+            "intermediate_size ({intermediate_size}) must come with --real_math, which alone has experts of a size",
+        ),
+        Rule(
             lambda case: not case.real_math or case.intermediate_size % SIZE_MULTIPLES[case.quant_dtype] == 0,
             "intermediate_size ({intermediate_size}) must be divisible by 64 for nvfp4, by 128 for fp8_block_scale",
         ),
