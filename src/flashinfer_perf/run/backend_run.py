@@ -17,7 +17,7 @@ from flashinfer_perf.run.fingerprint import Fingerprints
 from flashinfer_perf.run.judge import agreement, judge, probe, report, touched_inputs, verdict_of
 from flashinfer_perf.run.launch import Copies, Launch, storages_in
 from flashinfer_perf.run.process_group import start_line
-from flashinfer_perf.run.ranks import PATIENCE_SECONDS, in_step
+from flashinfer_perf.run.ranks import PATIENCE_SECONDS, PREPARATION_PATIENCE_SECONDS, in_step
 from flashinfer_perf.timing.bias import clock_bias
 from flashinfer_perf.timing.cache import cache_policy
 from flashinfer_perf.timing.choose import choose_stop_rule, open_timer, wish_of
@@ -55,7 +55,7 @@ class BackendRun:
     def __call__(self) -> Iterator[Message]:
         """Does it all; yields the lines of the check as soon as there are any."""
         ranks = self.problem.ranks
-        target = in_step(ranks, self._prepare)
+        target = in_step(ranks, self._prepare, PREPARATION_PATIENCE_SECONDS)
         self.outputs = in_step(ranks, lambda: self._first_call(target), PATIENCE_SECONDS)
         self.verdict = verdict_of(
             in_step(ranks, lambda: self._check(target), PATIENCE_SECONDS), self.truth is not None, ranks

@@ -31,6 +31,8 @@ PATIENCE_SECONDS = 3.0
 """How long a rank that failed among collectives waits for the others before it ends them: they may sit in one that
 cannot finish without it.
 """
+PREPARATION_PATIENCE_SECONDS = 60.0
+"""The same while a backend is prepared: the others may still compile kernels, and then refuse it, too."""
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
