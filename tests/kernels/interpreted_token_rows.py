@@ -24,7 +24,8 @@ def rows(tokens: int, columns: int, dtype: torch.dtype, scales: int) -> tuple[to
 def gathered(columns: int, dtype: torch.dtype, scales: int) -> bool:
     parts = rows(7, columns, dtype, scales)
     wanted = torch.rand(7, 3, generator=torch.Generator().manual_seed(1)) < 0.6
-    found = gather_rows([part.view(torch.uint8) for part in parts], wanted.T.nonzero()[:, 1], ALIGNMENT)
+    tokens = torch.stack([wanted.T.nonzero()[:, 1]] * 2, dim=1)[:, 0]  # with a stride
+    found = gather_rows([part.view(torch.uint8) for part in parts], tokens, ALIGNMENT)
     pairs = zip(unpack(found, parts), unpack(pack(parts, wanted), parts), strict=True)
     return found.shape[1] % ALIGNMENT == 0 and all(torch.equal(one, other) for one, other in pairs)
 

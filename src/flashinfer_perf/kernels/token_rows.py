@@ -57,6 +57,7 @@ def gather_rows(parts: list[torch.Tensor], tokens: torch.Tensor, alignment: int)
     """
     if not 2 <= len(parts) <= MOST_PARTS:
         raise ValueError(f"{len(parts)} parts: give two to {MOST_PARTS}")
+    tokens = tokens.contiguous()
     widths = [part.shape[1] for part in parts]
     ends = [width + -width % alignment for width in widths]
     starts = [sum(ends[:number]) for number in range(len(parts) + 1)]
