@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +20,7 @@ from tests.routines.harness import GIBIBYTE
 from tests.routines.moe_comm.ranks import Rank
 from tests.routines.moe_comm.test_traffic import flags_of
 
+ROOT = Path(__file__).parents[3]
 SIZES = {"hidden_size": 128, "intermediate_size": 128, "num_experts": 6, "top_k": 2, "num_tokens": 10}
 FORMATS = ["nvfp4", "fp8_block_scale"]
 
@@ -71,6 +78,16 @@ def test_work_is_the_documented_formula():
     assert work.bytes == 20 * 128 * (0.5625 + 2) + 3 * 3 * 128 * 128 * 0.5625
     block = work_of(case_of("fp8_block_scale"), ids, ranks)
     assert block.bytes == 20 * 128 * (1.03125 + 2) + 3 * 3 * 128 * 128 * (1 + 4 / 16384)
+
+
+@pytest.mark.slow
+def test_this_projects_kernels_compute_the_experts_that_are_here():
+    """In Triton's interpreter."""
+    pytest.importorskip("triton")
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-m", "tests.kernels.interpreted_exchange_experts"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert json.loads(done.stdout) == {"nvfp4": True, "fp8_block_scale": True, "broken": False}
 
 
 class Plan:
