@@ -82,8 +82,8 @@ class BackendRun:
         return changed
 
     def _apart(self) -> Iterator[Message]:
-        """How far the ranks were apart."""
-        if self.measurement is not None and self.problem.ranks.size > 1:
+        """How far the ranks were apart; and whose times follow, where their lines do not name the backend."""
+        if self.measurement is not None and (self.problem.ranks.size > 1 or self.measurement.total_name):
             yield Message(Severity.INFO, f"{self.backend.name} on {rank_line(self.measurement)}")
 
     def _prepare(self) -> Target:

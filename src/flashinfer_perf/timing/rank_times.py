@@ -43,7 +43,9 @@ class RankTimes:
 
 
 def rank_line(measured: Measurement) -> str:
-    """'4 ranks: medians 0.140, 0.142, 0.145 ms (first, middle, last rank); they end 0.004 ms apart'."""
+    """'1 rank', or '4 ranks: medians 0.140, 0.142, 0.145 ms (first, middle, last rank); they end 0.004 ms apart'."""
+    if measured.ranks == 1:
+        return "1 rank"
     least, middle, largest, skew = (measured.timer_facts[name] for name in RANK_FACTS)
     return (
         f"{measured.ranks} ranks: medians {least:.4g}, {middle:.4g}, {largest:.4g} ms (fastest, middle, slowest rank); "
