@@ -24,6 +24,10 @@ ROUNDINGS = 2**-8
 FP8_SUMS = 2**-7
 """Hopper sums products of FP8 with some 14 bits: 2^-14 of the largest sum to an instruction, and an intermediate value
 that lies between two numbers of FP8 may go to the other."""
+OTHER_SCALE = 2**0.5 * 0.026
+"""A scale that is found in the call is that of the largest intermediate value, rounded to 16 bits. Another order of
+sums may round it the other way; another scale then rounds every element of the tensor, row or block elsewhere. So
+results may be apart by what FP8 itself costs, 2.6 % (root mean square, relative), in two independent roundings."""
 EXTRA = Tiles(64, 8, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 3), extra=64)
 R1 = Mixture(ExpertFormat.BF16, experts=32, top_k=8, hidden=1792, intermediate=512)
 """DeepSeek-R1's, a quarter in size and an eighth in experts."""
@@ -37,14 +41,17 @@ def exact_fp32():
     torch.backends.cuda.matmul.fp32_precision = before
 
 
-def tolerance(format: ExpertFormat) -> float:
-    return ROUNDINGS + (FP8_SUMS if format.fp8 else 0)
+def tolerance(mixture: Mixture) -> float:
+    if not mixture.format.fp8:
+        return ROUNDINGS
+    return ROUNDINGS + (FP8_SUMS if mixture.static else OTHER_SCALE)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 4096])
 @pytest.mark.parametrize("format", list(ExpertFormat))
 def test_every_format_and_load(format, tokens):
-    assert relative_error(R1._replace(format=format, tokens=tokens, calls=2), "cuda") < tolerance(format)
+    mixture = R1._replace(format=format, tokens=tokens, calls=2)
+    assert relative_error(mixture, "cuda") < tolerance(mixture)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -52,12 +59,12 @@ def test_every_format_and_load(format, tokens):
 def test_blocks_with_extra_rows(format, dtype):
     loads = (70, 0, 85, 100, 120, 300)
     mixture = R1._replace(format=format, experts=len(loads), tokens=sum(loads), loads=loads, top_k=1, tiles=EXTRA)
-    assert relative_error(mixture._replace(dtype=dtype), "cuda") < tolerance(format)
+    assert relative_error(mixture._replace(dtype=dtype), "cuda") < tolerance(mixture)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation(activation):
-    assert relative_error(R1._replace(activation=activation, tokens=16), "cuda") < tolerance(R1.format)
+    assert relative_error(R1._replace(activation=activation, tokens=16), "cuda") < tolerance(R1)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +82,13 @@ def test_every_activation(activation):
 )
 def test_scales_local_experts_and_ragged_sizes(changed):
     mixture = R1._replace(tokens=50, **changed)
-    assert relative_error(mixture, "cuda") < tolerance(mixture.format)
+    assert relative_error(mixture, "cuda") < tolerance(mixture)
 
 
 @pytest.mark.parametrize("format", list(ExpertFormat))
 def test_a_changed_weight_is_noticed(format):
-    assert relative_error(R1._replace(format=format, tokens=16, spoilt=True), "cuda") > 10 * tolerance(format)
+    mixture = R1._replace(format=format, tokens=16, spoilt=True)
+    assert relative_error(mixture, "cuda") > 10 * tolerance(mixture)
 
 
 @pytest.mark.parametrize("label", cases())
