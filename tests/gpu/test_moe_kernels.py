@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed: torch for CUDA br
 
 from flashinfer_perf.kernels.moe.activations import ACTIVATIONS
 from flashinfer_perf.kernels.moe.experts import OLDEST
-from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles
+from flashinfer_perf.kernels.moe.tuning import HopperProduct, HopperTiles, ProductTiles, Tiles
 from flashinfer_perf.kernels.moe.weights import ExpertFormat
 from tests.kernels.moe.mixture import Mixture, relative_error
 from tests.kernels.moe.routed import Routed, cases, faults
@@ -19,6 +19,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not SUPPORTED, reason="needs an NVIDIA GPU of compute capability 8.9 or later"),
 ]
+hopper = pytest.mark.skipif(
+    not SUPPORTED or torch.cuda.get_device_capability() != (9, 0), reason="needs a GPU of compute capability 9.0"
+)
 ROUNDINGS = 2**-8
 """Relative: a product and a sum are rounded to bf16, by 2^-9 at most."""
 FP8_SUMS = 2**-7
@@ -88,6 +91,56 @@ def test_scales_local_experts_and_ragged_sizes(changed):
 @pytest.mark.parametrize("format", list(ExpertFormat))
 def test_a_changed_weight_is_noticed(format):
     mixture = R1._replace(format=format, tokens=16, spoilt=True)
+    assert relative_error(mixture, "cuda") > 10 * tolerance(mixture)
+
+
+THREE = HopperTiles(3, 4, HopperProduct(128, 4), HopperProduct(128, 4))
+TWO = THREE._replace(parts=2)
+WIDE = HopperTiles(2, 2, HopperProduct(256, 4), HopperProduct(256, 3))
+FP8 = [format for format in ExpertFormat if format.fp8]
+LOADS = (70, 0, 85, 128, 64, 300, 1, 193)
+"""Parts that are full, or not; tiles with one part, two, three; experts with more rows than a tile, and with none."""
+
+
+@hopper
+@pytest.mark.parametrize("changed", [{}, {"static": True}, {"quantised": True}, {"activation": "Relu2"}, {"tokens": 5}])
+@pytest.mark.parametrize("tiles", [THREE, TWO, WIDE])
+@pytest.mark.parametrize("format", FP8)
+def test_hoppers_own_kernel(format, tiles, changed):
+    if format is ExpertFormat.FP8_BLOCK and (tiles is WIDE or "static" in changed):
+        pytest.skip("tiles of 256 columns and scales that are given are none of block scales'")
+    mixture = R1._replace(format=format, tokens=300, tiles=tiles, calls=2)._replace(**changed)
+    assert relative_error(mixture, "cuda") < tolerance(mixture)
+
+
+@hopper
+@pytest.mark.parametrize("tiles", [THREE, TWO])
+@pytest.mark.parametrize("format", FP8)
+def test_hoppers_own_kernel_with_every_load(format, tiles):
+    mixture = R1._replace(format=format, experts=len(LOADS), tokens=sum(LOADS), loads=LOADS, top_k=1, tiles=tiles)
+    assert relative_error(mixture, "cuda") < tolerance(mixture)
+
+
+@hopper
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"format": ExpertFormat.FP8_BLOCK, "dtype": torch.float16, "offset": 8, "local": 8},
+        {"format": ExpertFormat.FP8_BLOCK, "on_input": True, "top_k": 1},
+        {"format": ExpertFormat.FP8_CHANNEL, "hidden": 720, "intermediate": 336},
+        {"format": ExpertFormat.FP8_CHANNEL, "hidden": 720, "intermediate": 336, "tiles": WIDE},
+        {"format": ExpertFormat.FP8_TENSOR, "per_token": True},
+    ],
+)
+def test_hoppers_own_kernel_with_local_experts_and_ragged_sizes(changed):
+    mixture = R1._replace(tokens=300, tiles=THREE)._replace(**changed)
+    assert relative_error(mixture, "cuda") < tolerance(mixture)
+
+
+@hopper
+@pytest.mark.parametrize("format", FP8)
+def test_hoppers_own_kernel_shows_a_changed_weight(format):
+    mixture = R1._replace(format=format, tokens=300, tiles=THREE, spoilt=True)
     assert relative_error(mixture, "cuda") > 10 * tolerance(mixture)
 
 

@@ -8,7 +8,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from flashinfer_perf.kernels.moe import conversion, experts
+from flashinfer_perf.kernels.moe import conversion, experts, hopper_experts
 
 KERNELS = (
     (experts, "prepare"),
@@ -17,6 +17,10 @@ KERNELS = (
     (experts, "reduce_pairs"),
     (conversion, "convert_rows"),
     (conversion, "raise_scale"),
+    (hopper_experts, "prepare"),
+    (hopper_experts, "spread_rows"),
+    (hopper_experts, "hopper_product"),
+    (hopper_experts, "reduce_pairs"),
 )
 
 
@@ -38,17 +42,23 @@ class Offline:
 
 
 def compile_instead(monkeypatch: Any, capability: tuple[int, int]) -> dict[str, Any]:
-    """From here on, calls compile; gives what was compiled, by the kernel's name."""
+    """From here on, calls compile; gives what was compiled, by the kernel's name; ``hopper_product``'s two by the
+    activation, too.
+    """
     found: dict[str, Any] = {}
+
+    def remember(name: str, options: dict[str, Any], kernel: Any) -> None:
+        found[f"{name} {options['ACTIVATION']}" if name == "hopper_product" else name] = kernel
 
     def instead_of(name: str, kernel: Any) -> Any:
         def launch(grid: tuple[int, ...]) -> Any:
-            return lambda *args, **options: found.__setitem__(name, kernel.warmup(*args, grid=grid, **options))
+            return lambda *args, **options: remember(name, options, kernel.warmup(*args, grid=grid, **options))
 
         return type("Kernel", (), {"__getitem__": lambda self, grid: launch(grid)})()
 
     monkeypatch.setattr(driver, "_active", Offline(capability))
     monkeypatch.setattr(experts, "_capability", lambda device: capability)
+    monkeypatch.setattr(hopper_experts, "_processors", lambda device: 132)
     for module, name in KERNELS:
         monkeypatch.setattr(module, name, instead_of(name, getattr(module, name)))
     return found

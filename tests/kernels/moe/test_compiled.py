@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
+from typing import Any
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
+from triton import knobs
+
 from flashinfer_perf.kernels.moe.experts import TritonExperts
-from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles
+from flashinfer_perf.kernels.moe.tuning import HopperProduct, HopperTiles, ProductTiles, Tiles
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 from tests.kernels.moe.compiling import call, compile_instead
 
@@ -32,7 +37,7 @@ def weights(format: ExpertFormat) -> ExpertWeights:
         scales = (of(torch.uint8, *shape[:2], shape[2] // 16) for shape in (first, second))
         return ExpertWeights(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS))
     elements = (of(torch.float8_e4m3fn, *shape) for shape in (first, second))
-    shapes = (first[:2], second[:2])
+    shapes = ((EXPERTS,),) * 2 if format is ExpertFormat.FP8_TENSOR else (first[:2], second[:2])
     if format is ExpertFormat.FP8_BLOCK:
         shapes = tuple((EXPERTS, shape[1] // 128, shape[2] // 128) for shape in (first, second))
     return ExpertWeights(format, *elements, *(of(torch.float32, *shape) for shape in shapes))
@@ -85,6 +90,37 @@ def test_many_tokens_multiply_weights_once_for_all_of_a_block(monkeypatch, forma
         sizes = set(re.findall(r"wgmma\.mma_async\S+\.m64n(\d+)k", found[name].asm["ptx"]))
         assert {"64", "32", "16"} <= sizes or {"128", "64", "32", "16"} <= sizes
         assert ".local" not in found[name].asm["ptx"]
+        assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]
+
+
+def spilt_bytes(kernel: Any) -> int:
+    """On the stack of a thread. Registers are given out after PTX, so that it does not say."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(re.search(r"STACK:(\d+)", done.stdout).group(1))
+
+
+NARROW, WIDE = HopperProduct(128, 4), HopperProduct(256, 4)
+HOPPERS = [
+    (ExpertFormat.FP8_BLOCK, HopperTiles(3, 4, HopperProduct(128, 5), NARROW)),
+    (ExpertFormat.FP8_TENSOR, HopperTiles(3, 4, HopperProduct(128, 5), NARROW)),
+    (ExpertFormat.FP8_CHANNEL, HopperTiles(2, 4, WIDE, HopperProduct(256, 3))),
+]
+
+
+@pytest.mark.parametrize(("format", "tiles"), HOPPERS)
+def test_hoppers_own_kernel_loads_by_the_copy_engine_and_multiplies_in_warpgroups(monkeypatch, format, tiles):
+    found = compiled(monkeypatch, format, 256, tiles=tiles)
+    for name, product in (("hopper_product Swiglu", tiles.first), ("hopper_product Identity", tiles.second)):
+        ptx = found[name].asm["ptx"]
+        assert "cp.async.bulk.tensor" in ptx
+        # Four products of 32 of a block's 128 of k, in each part
+        instruction = rf"wgmma\.mma_async\S+\.m64n{product.columns}k32\.f32\.e4m3\.e4m3"
+        assert len(re.findall(instruction, ptx)) == 4 * tiles.parts
+        assert spilt_bytes(found[name]) == 0
         assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]
 
 

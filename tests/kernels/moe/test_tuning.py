@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
 from flashinfer_perf.kernels.moe import tuning
-from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles, Tuned, tiles_for
+from flashinfer_perf.kernels.moe.tuning import HopperTiles, ProductTiles, Tiles, Tuned, tiles_for
 from flashinfer_perf.kernels.moe.weights import ExpertFormat
 
 
@@ -22,3 +22,17 @@ def test_a_gpu_that_was_tuned_for_has_its_own(monkeypatch):
     monkeypatch.setitem(tuning.BY_CAPABILITY, (9, 9), {ExpertFormat.BF16: (Tuned(float("inf"), own),)})
     assert tiles_for(ExpertFormat.BF16, 1, (9, 9)) == own
     assert tiles_for(ExpertFormat.NVFP4, 1, (9, 9)) == tiles_for(ExpertFormat.NVFP4, 1, (0, 0))
+
+
+@pytest.mark.parametrize("format", list(ExpertFormat))
+def test_hopper_has_its_own_kernel_for_many_rows_in_fp8(format):
+    few, many = (tiles_for(format, rows, (9, 0)) for rows in (16, 128))
+    assert isinstance(few, Tiles)
+    assert isinstance(many, HopperTiles) == format.fp8
+
+
+def test_what_was_measured_serves_the_loads_next_to_it():
+    loads = [1 / 32, 1 / 4, 2, 16, 128]
+    for entries in tuning.BY_CAPABILITY[9, 0].values():
+        for own, following, entry in zip(loads, loads[1:], entries, strict=False):
+            assert own < entry.most_rows < following

@@ -35,6 +35,19 @@ def form_of(format: ExpertFormat, static_scale: torch.Tensor | None, per_token: 
     return "token" if per_token else "tensor"
 
 
+def width_of(columns: int) -> int:
+    """Of a program that has one row."""
+    return max(triton.next_power_of_2(columns), BLOCK.value)
+
+
+def find_scale(x: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, *, listed: bool = False) -> None:
+    """Raises one scale to what rows of x need, as ``rows`` says; see ``Conversion.launch``."""
+    columns = x.shape[1]
+    raise_scale[(len(rows) if listed else x.shape[0],)](
+        x, scale, rows, columns, WIDTH=width_of(columns), LISTED=listed, num_warps=WARPS
+    )
+
+
 class Conversion:
     """Of (rows, columns) of 16 bits.
 
@@ -57,20 +70,20 @@ class Conversion:
 
     @property
     def width(self) -> int:
-        """Of a program that has one row."""
-        return max(triton.next_power_of_2(self.columns), BLOCK.value)
+        return width_of(self.columns)
 
     @property
     def operand(self) -> Operand:
         """What comes of it."""
         return Operand(self.elements, self.scale, self.scale_stride)
 
-    def launch(self, x: torch.Tensor, count: torch.Tensor) -> None:
-        """Converts as many rows of x as ``count``, int32 (1,), says."""
+    def launch(self, x: torch.Tensor, rows: torch.Tensor, *, listed: bool = False) -> None:
+        """Converts as many rows of x as ``rows``, int32 (1,), says; or those that it lists, but for negative ones."""
         form = self.form
         if form == "tensor":
-            raise_scale[(self.rows,)](x, self.scale, count, self.columns, WIDTH=self.width, num_warps=WARPS)
+            find_scale(x, self.scale, rows, listed=listed)
             form = "given"
-        convert_rows[(self.rows,)](
-            x, self.elements, self.scale, count, self.columns, FORM=form, WIDTH=self.width, num_warps=WARPS
-        )
+        convert_rows[(len(rows) if listed else self.rows,)](
+            x, self.elements, self.scale, rows, self.columns, FORM=form, WIDTH=self.width, LISTED=listed,
+            num_warps=WARPS,
+        )  # fmt: skip

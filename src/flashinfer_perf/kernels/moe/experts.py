@@ -10,14 +10,16 @@ import torch
 import triton
 
 from flashinfer_perf.core.errors import Unsupported
-from flashinfer_perf.kernels.moe.activations import ACTIVATIONS, GATED
+from flashinfer_perf.kernels.moe.activations import GATED
 from flashinfer_perf.kernels.moe.conversion import Conversion, Operand, form_of
 from flashinfer_perf.kernels.moe.first_product import first_product
+from flashinfer_perf.kernels.moe.hopper_experts import HopperExperts, Mixture
+from flashinfer_perf.kernels.moe.options import check_options, check_static, check_tiles
 from flashinfer_perf.kernels.moe.prepare import prepare
 from flashinfer_perf.kernels.moe.reduce import reduce_pairs
 from flashinfer_perf.kernels.moe.second_product import second_product
 from flashinfer_perf.kernels.moe.sorting import chunk_of, most_blocks
-from flashinfer_perf.kernels.moe.tuning import ProductTiles, Tiles, tiles_for
+from flashinfer_perf.kernels.moe.tuning import HopperTiles, ProductTiles, Tiles, tiles_for
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 
 OLDEST = (8, 9)
@@ -69,12 +71,12 @@ class TritonExperts:
         intermediate_scale: torch.Tensor | None = None,
         per_token: bool | None = None,
         scales_on_input: bool = False,
-        tiles: Tiles | None = None,
+        tiles: Tiles | HopperTiles | None = None,
     ) -> None:
-        _check_options(weights, num_tokens, top_k, num_experts, dtype, activation, expert_offset)
+        check_options(weights, num_tokens, top_k, num_experts, dtype, activation, expert_offset)
         weights.check(activation in GATED)
-        _check_static("input_scale", input_scale, weights)
-        _check_static("intermediate_scale", intermediate_scale, weights)
+        check_static("input_scale", input_scale, weights)
+        check_static("intermediate_scale", intermediate_scale, weights)
         if per_token is None:
             per_token = weights.format is ExpertFormat.FP8_CHANNEL
         self.weights, self.activation, self.scales_on_input, self.dtype = weights, activation, scales_on_input, dtype
@@ -83,7 +85,17 @@ class TritonExperts:
         device = weights.w1.device
         capability = _capability(device)
         self._interpreted = capability == INTERPRETED
-        self.tiles = tiles or tiles_for(weights.format, num_tokens * top_k / num_experts, capability)
+        chosen = tiles or tiles_for(weights.format, num_tokens * top_k / num_experts, capability)
+        check_tiles(chosen, weights.format, capability)
+        self._on_hopper: HopperExperts | None = None
+        if isinstance(chosen, HopperTiles):
+            mixture = Mixture(
+                weights, num_tokens, top_k, dtype, activation, expert_offset, input_scale, intermediate_scale,
+                per_token, scales_on_input,
+            )  # fmt: skip
+            self._on_hopper = HopperExperts(mixture, chosen)
+            return
+        self.tiles = chosen
         self._scales = torch.empty(2, device=device)
         self._plan_sorting(device)
         self._plan_rows(input_scale, intermediate_scale, per_token)
@@ -110,7 +122,11 @@ class TritonExperts:
         self._check_call(x, topk_ids, topk_weights, out)
         if not self.num_tokens:
             return
-        left = self._prepare(x, topk_ids, x_scale)
+        given = self._quantised(x, x_scale) if x.dtype == torch.float8_e4m3fn else None
+        if self._on_hopper is not None:
+            self._on_hopper(x, given, topk_ids, topk_weights, out)
+            return
+        left = self._prepare(x, topk_ids, given)
         self._first(left, topk_weights)
         if self._second_input.form not in ("", "given"):
             self._second_input.launch(self._intermediate, self._rows)
@@ -145,19 +161,18 @@ class TritonExperts:
         self._products = torch.empty(pairs, hidden, dtype=self.dtype, device=device)
         self._count = torch.full((1,), self.num_tokens, dtype=torch.int32, device=device)
 
-    def _prepare(self, x: torch.Tensor, topk_ids: torch.Tensor, x_scale: torch.Tensor | None) -> Operand:
+    def _prepare(self, x: torch.Tensor, topk_ids: torch.Tensor, given: Operand | None) -> Operand:
         """Sorts, and gives the first product's input."""
         convert = self._first_input
-        ready = x.dtype == torch.float8_e4m3fn
-        form = "" if ready or convert.form == "tensor" else convert.form
+        form = "" if given is not None or convert.form == "tensor" else convert.form
         prepare[(1 + (self.num_tokens if form else 0),)](
             topk_ids, self._order, self._offsets, self._cursors, self._blocks, self._pairs, self.expert_offset,
             self.weights.num_experts, self._stride, self._scales, x, convert.elements, convert.scale, convert.columns,
             ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=chunk_of(self._pairs), FORM=form,
             WIDTH=convert.width, num_warps=PREPARE_WARPS,
         )  # fmt: skip
-        if ready:
-            return self._quantised(x, x_scale)
+        if given is not None:
+            return given
         if convert.form == "tensor":
             convert.launch(x, self._count)
         return convert.operand if convert.form else Operand(x, convert.scale, 0)
@@ -199,8 +214,9 @@ class TritonExperts:
     def _reduce(self, topk_ids: torch.Tensor, topk_weights: torch.Tensor, out: torch.Tensor) -> None:
         columns = self.weights.hidden_size
         reduce_pairs[(self.num_tokens, triton.cdiv(columns, REDUCE_WIDTH))](
-            self._products, topk_ids, topk_weights, out, columns, self.expert_offset, self.weights.num_experts,
-            TOP_K=self.top_k, WEIGHTED=not self.scales_on_input, WIDTH=REDUCE_WIDTH, num_warps=REDUCE_WARPS,
+            self._products, self._order, topk_ids, topk_weights, out, columns, self.expert_offset,
+            self.weights.num_experts, TOP_K=self.top_k, WEIGHTED=not self.scales_on_input, WIDTH=REDUCE_WIDTH,
+            LISTED=False, num_warps=REDUCE_WARPS,
         )  # fmt: skip
 
     def _grid(self, tiles: int) -> tuple[int]:
@@ -245,41 +261,6 @@ class TritonExperts:
                 allowed = " or ".join(map(str, dtypes))
                 found = f"{tuple(tensor.shape)} of {tensor.dtype}"
                 raise ValueError(f"{name} is {found}: give {shape} of {allowed}, contiguous")
-
-
-def _check_options(
-    weights: ExpertWeights,
-    num_tokens: int,
-    top_k: int,
-    num_experts: int,
-    dtype: torch.dtype,
-    activation: str,
-    expert_offset: int,
-) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}: give one of {', '.join(ACTIVATIONS)}")
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype is {dtype}: give bfloat16 or float16")
-    if weights.format is ExpertFormat.BF16 and weights.w1.dtype != dtype:
-        raise ValueError(f"dtype is {dtype} and w1 is {weights.w1.dtype}: give the same")
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k is {top_k}: give 1 to {num_experts}, the number of experts")
-    if num_tokens < 0:
-        raise ValueError(f"num_tokens is {num_tokens}: give 0 or more")
-    if not 0 <= expert_offset <= num_experts - weights.num_experts:
-        raise ValueError(
-            f"expert_offset is {expert_offset}, of {weights.num_experts} experts here and {num_experts} in all: "
-            f"give 0 to {num_experts - weights.num_experts}"
-        )
-
-
-def _check_static(name: str, scale: torch.Tensor | None, weights: ExpertWeights) -> None:
-    if scale is None:
-        return
-    if weights.format not in (ExpertFormat.FP8_TENSOR, ExpertFormat.FP8_CHANNEL):
-        raise ValueError(f"{name} is given, but {weights.format.value} has no scale of a whole tensor: leave it out")
-    if tuple(scale.shape) != (1,) or scale.dtype != torch.float32:
-        raise ValueError(f"{name} is {tuple(scale.shape)} of {scale.dtype}: give one fp32, (1,)")
 
 
 def _capability(device: torch.device) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from flashinfer_perf.kernels.moe.sorting import sort_pairs
 def prepare(
     topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, scales, x, x_out, x_scale, columns,
     ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, ALIGNED: tl.constexpr = 1, INVERSE: tl.constexpr = False,
 ):  # fmt: skip
     """1 program, and one for every token where there is a FORM (see ``rows.convert_row``).
 
@@ -23,6 +23,9 @@ def prepare(
     program = tl.program_id(0)
     if program == 0:
         tl.store(scales + tl.arange(0, 2), tl.zeros((2,), tl.float32) + SMALLEST)
-        sort_pairs(topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, ROWS, BINS, CHUNK)
+        sort_pairs(
+            topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, ROWS, BINS, CHUNK, ALIGNED,
+            INVERSE,
+        )  # fmt: skip
     elif FORM != "":
         convert_row(x, x_out, x_scale, program - 1, columns, FORM, WIDTH)

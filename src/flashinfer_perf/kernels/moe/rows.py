@@ -27,6 +27,27 @@ def _scale_of(largest):
 
 
 @triton.jit
+def quantised(value, scale, FORM: tl.constexpr, WIDTH: tl.constexpr):
+    """A row's nearest E4M3 numbers, (WIDTH,), and what they are scaled by: fp32, (WIDTH / 128,) in blocks.
+
+    Args:
+        FORM: given, by ``scale``; token or blocks.
+    """
+    wide = value.to(tl.float32)
+    if FORM == "given":
+        own = tl.load(scale)
+        elements = to_e4m3(wide, own)
+    elif FORM == "token":
+        own = _scale_of(tl.max(tl.abs(wide)))
+        elements = to_e4m3(wide, own)
+    else:
+        blocks = wide.reshape(WIDTH // BLOCK, BLOCK)
+        own = _scale_of(tl.max(tl.abs(blocks), axis=1))
+        elements = to_e4m3(blocks, own[:, None]).reshape(WIDTH)
+    return elements, own
+
+
+@triton.jit
 def convert_row(x, out, scale, row, columns, FORM: tl.constexpr, WIDTH: tl.constexpr):
     """One row.
 
@@ -44,34 +65,44 @@ def convert_row(x, out, scale, row, columns, FORM: tl.constexpr, WIDTH: tl.const
     value = tl.load(x + at + column, inside, 0.0)
     if FORM == "fp4 order":
         tl.store(out + at + position_of(column), value, inside)
-    elif FORM == "given":
-        tl.store(out + at + column, to_e4m3(value.to(tl.float32), tl.load(scale)), inside)
-    elif FORM == "token":
-        wide = value.to(tl.float32)
-        own = _scale_of(tl.max(tl.abs(wide)))
-        tl.store(scale + row, own)
-        tl.store(out + at + column, to_e4m3(wide, own), inside)
     else:
-        wide = value.to(tl.float32).reshape(WIDTH // BLOCK, BLOCK)
-        own = _scale_of(tl.max(tl.abs(wide), axis=1))
-        block = tl.arange(0, WIDTH // BLOCK)
-        tl.store(scale + row.to(tl.int64) * (columns // BLOCK) + block, own, block < columns // BLOCK)
-        tl.store(out + at + column, to_e4m3(wide, own[:, None]).reshape(WIDTH), inside)
+        elements, own = quantised(value, scale, FORM, WIDTH)
+        tl.store(out + at + column, elements, inside)
+        if FORM == "token":
+            tl.store(scale + row, own)
+        elif FORM == "blocks":
+            block = tl.arange(0, WIDTH // BLOCK)
+            tl.store(scale + row.to(tl.int64) * (columns // BLOCK) + block, own, block < columns // BLOCK)
 
 
 @triton.jit
-def convert_rows(x, out, scale, count, columns, FORM: tl.constexpr, WIDTH: tl.constexpr):
-    """A row a program, as many as ``count`` points at."""
-    row = tl.program_id(0)
-    if row < tl.load(count):
+def _row_of_program(rows, LISTED: tl.constexpr):
+    """The program's row, and whether there is one; see ``convert_rows``."""
+    program = tl.program_id(0)
+    if LISTED:
+        row = tl.load(rows + program)
+        present = row >= 0
+    else:
+        row = program
+        present = row < tl.load(rows)
+    return row, present
+
+
+@triton.jit
+def convert_rows(x, out, scale, rows, columns, FORM: tl.constexpr, WIDTH: tl.constexpr, LISTED: tl.constexpr):
+    """A row a program: as many of the first ones as ``rows`` points at, or if LISTED those that it lists, but for
+    negative ones.
+    """
+    row, present = _row_of_program(rows, LISTED)
+    if present:
         convert_row(x, out, scale, row, columns, FORM, WIDTH)
 
 
 @triton.jit
-def raise_scale(x, scale, count, columns, WIDTH: tl.constexpr):
+def raise_scale(x, scale, rows, columns, WIDTH: tl.constexpr, LISTED: tl.constexpr):
     """Raises one fp32 scale to what a row needs, a row a program: afterwards it is that of all rows."""
-    row = tl.program_id(0)
-    if row < tl.load(count):
+    row, present = _row_of_program(rows, LISTED)
+    if present:
         column = tl.arange(0, WIDTH)
         value = tl.load(x + row.to(tl.int64) * columns + column, column < columns, 0.0).to(tl.float32)
         tl.atomic_max(scale, _scale_of(tl.max(tl.abs(value))), sem="relaxed")

@@ -34,10 +34,30 @@ class Tiles(NamedTuple):
     """
 
 
+class HopperProduct(NamedTuple):
+    """One product's; see ``hopper_product``."""
+
+    columns: int
+    """Of a tile: 128; or 256 with two parts, unless scales are in blocks. A gated first product's are those of w1."""
+    stages: int
+    """Blocks of k in the ring."""
+
+
+class HopperTiles(NamedTuple):
+    """For FP8 on compute capability 9.0 only."""
+
+    parts: int
+    """Of 64 rows of an expert, in a tile: 2 or 3."""
+    neighbours: int
+    """As in ``Tiles``."""
+    first: HopperProduct
+    second: HopperProduct
+
+
 class Tuned(NamedTuple):
     most_rows: float
     """Of an expert, on average over all, that these are for."""
-    tiles: Tiles
+    tiles: Tiles | HopperTiles
 
 
 _FEW = ProductTiles(columns=64, depth=128, warps=4, stages=3)
@@ -56,11 +76,42 @@ DEFAULT: dict[ExpertFormat, tuple[Tuned, ...]] = {
     ExpertFormat.NVFP4: (*_STREAM_FP4, Tuned(_ANY, Tiles(64, 8, _MANY, _MANY))),
 }
 """Within the 99 KiB of shared memory that a program may have on every GPU since Ada."""
-BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {}
-"""What was measured to be faster on some GPU."""
+_HOPPER_FP8 = HopperTiles(3, 4, HopperProduct(128, 4), HopperProduct(128, 4))
+"""Experts of some 128 rows, half of them with a few more, have one tile of weights brought in for all of theirs."""
+_HOPPER_SCALED = (
+    Tuned(0.088, Tiles(16, 1, ProductTiles(128, 256, 8, 3), ProductTiles(64, 128, 4, 4))),
+    Tuned(0.71, Tiles(16, 1, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 8, 3))),
+    Tuned(5.7, Tiles(16, 2, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 8, 3))),
+    Tuned(45, Tiles(32, 2, ProductTiles(64, 256, 4, 4), ProductTiles(64, 256, 4, 3))),
+    Tuned(_ANY, _HOPPER_FP8),
+)
+BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
+    (9, 0): {
+        ExpertFormat.BF16: (
+            Tuned(0.088, Tiles(16, 2, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 4))),
+            Tuned(0.71, Tiles(16, 8, ProductTiles(64, 128, 4, 4), ProductTiles(64, 128, 4, 4))),
+            Tuned(5.7, Tiles(16, 1, ProductTiles(64, 128, 4, 3), ProductTiles(128, 128, 8, 3))),
+            Tuned(45, Tiles(32, 1, ProductTiles(128, 128, 8, 3), ProductTiles(64, 128, 4, 3))),
+            Tuned(_ANY, Tiles(64, 4, ProductTiles(64, 64, 4, 3), ProductTiles(128, 64, 8, 3), extra=64)),
+        ),
+        ExpertFormat.FP8_TENSOR: _HOPPER_SCALED,
+        ExpertFormat.FP8_CHANNEL: _HOPPER_SCALED,
+        ExpertFormat.FP8_BLOCK: (
+            Tuned(0.088, Tiles(16, 8, ProductTiles(64, 128, 4, 3), ProductTiles(64, 128, 4, 3))),
+            Tuned(0.71, Tiles(16, 4, ProductTiles(64, 128, 4, 6), ProductTiles(128, 128, 4, 3))),
+            Tuned(5.7, Tiles(16, 1, ProductTiles(64, 128, 4, 6), ProductTiles(64, 128, 4, 6))),
+            Tuned(45, Tiles(32, 4, ProductTiles(64, 128, 4, 3), ProductTiles(128, 128, 4, 3))),
+            Tuned(_ANY, _HOPPER_FP8),
+        ),
+    },
+}
+"""What was measured to be faster on some GPU. On an H200, with DeepSeek-R1's sizes, rows of an expert were 1/32, 1/4,
+2, 16 and 128 on average (1, 8, 64, 512 and 4096 tokens); each entry serves up to the geometric mean of its own number
+and the next one's, so that none is nearer in proportion.
+"""
 
 
-def tiles_for(format: ExpertFormat, rows_of_expert: float, capability: Capability) -> Tiles:
+def tiles_for(format: ExpertFormat, rows_of_expert: float, capability: Capability) -> Tiles | HopperTiles:
     """On a GPU of that compute capability, for so many rows of an expert on average."""
     tuned = BY_CAPABILITY.get(capability, {}).get(format, DEFAULT[format])
     return next(entry.tiles for entry in tuned if rows_of_expert <= entry.most_rows)
