@@ -1,7 +1,8 @@
 """A fused mixture of experts for every NVIDIA GPU since Ada: sort, product, activation, product, weighted sum.
 
 A call starts four kernels, five where the intermediate values are quantised by scales that are not known before, and
-four more for dynamic scales of whole tensors. The host learns nothing of what the GPU finds, so a call can be captured.
+four more for dynamic scales of whole tensors; ``hopper_experts`` has others. The host learns nothing of what the GPU
+finds, so a call can be captured.
 """
 
 from __future__ import annotations
