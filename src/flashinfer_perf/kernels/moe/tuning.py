@@ -76,14 +76,15 @@ DEFAULT: dict[ExpertFormat, tuple[Tuned, ...]] = {
     ExpertFormat.NVFP4: (*_STREAM_FP4, Tuned(_ANY, Tiles(64, 8, _MANY, _MANY))),
 }
 """Within the 99 KiB of shared memory that a program may have on every GPU since Ada."""
-_HOPPER_FP8 = HopperTiles(3, 4, HopperProduct(128, 4), HopperProduct(128, 4))
+_HOPPER_BLOCKS = HopperTiles(3, 4, HopperProduct(128, 4), HopperProduct(128, 4))
+_HOPPER_PLAIN = HopperTiles(3, 2, HopperProduct(128, 5), HopperProduct(128, 4))
 """Experts of some 128 rows, half of them with a few more, have one tile of weights brought in for all of theirs."""
 _HOPPER_SCALED = (
     Tuned(0.088, Tiles(16, 1, ProductTiles(128, 256, 8, 3), ProductTiles(64, 128, 4, 4))),
     Tuned(0.71, Tiles(16, 1, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 8, 3))),
     Tuned(5.7, Tiles(16, 2, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 8, 3))),
     Tuned(45, Tiles(32, 2, ProductTiles(64, 256, 4, 4), ProductTiles(64, 256, 4, 3))),
-    Tuned(_ANY, _HOPPER_FP8),
+    Tuned(_ANY, _HOPPER_PLAIN),
 )
 BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
     (9, 0): {
@@ -101,7 +102,7 @@ BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
             Tuned(0.71, Tiles(16, 4, ProductTiles(64, 128, 4, 6), ProductTiles(128, 128, 4, 3))),
             Tuned(5.7, Tiles(16, 1, ProductTiles(64, 128, 4, 6), ProductTiles(64, 128, 4, 6))),
             Tuned(45, Tiles(32, 4, ProductTiles(64, 128, 4, 3), ProductTiles(128, 128, 4, 3))),
-            Tuned(_ANY, _HOPPER_FP8),
+            Tuned(_ANY, _HOPPER_BLOCKS),
         ),
     },
 }
