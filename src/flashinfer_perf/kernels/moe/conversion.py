@@ -40,11 +40,13 @@ def width_of(columns: int) -> int:
     return max(triton.next_power_of_2(columns), BLOCK.value)
 
 
-def find_scale(x: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, *, listed: bool = False) -> None:
+def find_scale(
+    x: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor, overlap: dict[str, bool], *, listed: bool = False
+) -> None:
     """Raises one scale to what rows of x need, as ``rows`` says; see ``Conversion.launch``."""
     columns = x.shape[1]
     raise_scale[(len(rows) if listed else x.shape[0],)](
-        x, scale, rows, columns, WIDTH=width_of(columns), LISTED=listed, num_warps=WARPS
+        x, scale, rows, columns, WIDTH=width_of(columns), LISTED=listed, num_warps=WARPS, **overlap
     )
 
 
@@ -77,13 +79,16 @@ class Conversion:
         """What comes of it."""
         return Operand(self.elements, self.scale, self.scale_stride)
 
-    def launch(self, x: torch.Tensor, rows: torch.Tensor, *, listed: bool = False) -> None:
-        """Converts as many rows of x as ``rows``, int32 (1,), says; or those that it lists, but for negative ones."""
+    def launch(self, x: torch.Tensor, rows: torch.Tensor, overlap: dict[str, bool], *, listed: bool = False) -> None:
+        """Converts as many rows of x as ``rows``, int32 (1,), says; or those that it lists, but for negative ones.
+
+        ``overlap`` is as ``overlap.options`` gives it.
+        """
         form = self.form
         if form == "tensor":
-            find_scale(x, self.scale, rows, listed=listed)
+            find_scale(x, self.scale, rows, overlap, listed=listed)
             form = "given"
         convert_rows[(len(rows) if listed else self.rows,)](
             x, self.elements, self.scale, rows, self.columns, FORM=form, WIDTH=self.width, LISTED=listed,
-            num_warps=WARPS,
+            num_warps=WARPS, **overlap,
         )  # fmt: skip

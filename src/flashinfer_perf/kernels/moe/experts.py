@@ -16,6 +16,7 @@ from flashinfer_perf.kernels.moe.conversion import Conversion, Operand, form_of
 from flashinfer_perf.kernels.moe.first_product import first_product
 from flashinfer_perf.kernels.moe.hopper_experts import HopperExperts, Mixture
 from flashinfer_perf.kernels.moe.options import check_options, check_static, check_tiles
+from flashinfer_perf.kernels.moe.overlap import options as overlap_options
 from flashinfer_perf.kernels.moe.prepare import prepare
 from flashinfer_perf.kernels.moe.reduce import reduce_pairs
 from flashinfer_perf.kernels.moe.second_product import second_product
@@ -85,7 +86,7 @@ class TritonExperts:
         self.input_scale = input_scale
         device = weights.w1.device
         capability = _capability(device)
-        self._interpreted = capability == INTERPRETED
+        self._interpreted, self._overlap = capability == INTERPRETED, overlap_options(capability)
         chosen = tiles or tiles_for(weights.format, num_tokens * top_k / num_experts, capability)
         check_tiles(chosen, weights.format, capability)
         self._on_hopper: HopperExperts | None = None
@@ -130,7 +131,7 @@ class TritonExperts:
         left = self._prepare(x, topk_ids, given)
         self._first(left, topk_weights)
         if self._second_input.form not in ("", "given"):
-            self._second_input.launch(self._intermediate, self._rows)
+            self._second_input.launch(self._intermediate, self._rows, self._overlap)
         self._second()
         self._reduce(topk_ids, topk_weights, out)
 
@@ -170,12 +171,12 @@ class TritonExperts:
             topk_ids, self._order, self._offsets, self._cursors, self._blocks, self._pairs, self.expert_offset,
             self.weights.num_experts, self._stride, self._scales, x, convert.elements, convert.scale, convert.columns,
             ROWS=self.tiles.rows + self.tiles.extra, BINS=self._bins, CHUNK=chunk_of(self._pairs), FORM=form,
-            WIDTH=convert.width, num_warps=PREPARE_WARPS,
+            WIDTH=convert.width, num_warps=PREPARE_WARPS, **self._overlap,
         )  # fmt: skip
         if given is not None:
             return given
         if convert.form == "tensor":
-            convert.launch(x, self._count)
+            convert.launch(x, self._count, self._overlap)
         return convert.operand if convert.form else Operand(x, convert.scale, 0)
 
     def _quantised(self, x: torch.Tensor, x_scale: torch.Tensor | None) -> Operand:
@@ -217,7 +218,7 @@ class TritonExperts:
         reduce_pairs[(self.num_tokens, triton.cdiv(columns, REDUCE_WIDTH))](
             self._products, self._order, topk_ids, topk_weights, out, columns, self.expert_offset,
             self.weights.num_experts, TOP_K=self.top_k, WEIGHTED=not self.scales_on_input, WIDTH=REDUCE_WIDTH,
-            LISTED=False, num_warps=REDUCE_WARPS,
+            LISTED=False, num_warps=REDUCE_WARPS, **self._overlap,
         )  # fmt: skip
 
     def _grid(self, tiles: int) -> tuple[int]:
@@ -244,6 +245,7 @@ class TritonExperts:
             "UPCAST": self._interpreted,
             "num_warps": tiles.warps,
             "num_stages": tiles.stages,
+            **self._overlap,
             **COMPILER_OPTIONS,
         }
 

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from flashinfer_perf.kernels.moe.activations import activate
 from flashinfer_perf.kernels.moe.fp4_order import column_at
+from flashinfer_perf.kernels.moe.overlap import await_previous
 from flashinfer_perf.kernels.moe.rows import to_e4m3
 from flashinfer_perf.kernels.moe.tiles import block_of, of_size, place, scaled_products
 
@@ -64,7 +65,7 @@ def first_product(
     topk_weights, n, k, tiles, neighbours,
     TOP_K: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, FP4_ORDER: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """out[row] = activation of x[token of the row] times the expert's w1; more programs than tiles do no harm.
 
@@ -77,6 +78,7 @@ def first_product(
         WEIGHTED: products are multiplied by the pair's routing weight, before the activation.
         FP4_ORDER: columns of the result are stored in that order.
     """
+    await_previous(OVERLAPS)
     block, tile = place(tiles, neighbours)
     if block < tl.load(blocks):
         expert, first, end = block_of(blocks, block, stride)

@@ -18,6 +18,7 @@ from flashinfer_perf.kernels.gemm_fp8_hopper import BLOCK, PART
 from flashinfer_perf.kernels.moe.activations import GATED
 from flashinfer_perf.kernels.moe.conversion import Conversion, Operand, find_scale, form_of, width_of
 from flashinfer_perf.kernels.moe.hopper_product import OUT_WIDTH, hopper_product
+from flashinfer_perf.kernels.moe.overlap import NONE
 from flashinfer_perf.kernels.moe.prepare import prepare
 from flashinfer_perf.kernels.moe.reduce import reduce_pairs
 from flashinfer_perf.kernels.moe.sorting import chunk_of, most_blocks
@@ -88,7 +89,7 @@ class HopperExperts:
             topk_ids, self._rows, self._offsets, self._cursors, self._blocks, pairs, mixture.expert_offset,
             mixture.weights.num_experts, self._stride, self._scales, None, None, None, 0,
             ROWS=self.tiles.parts * PART.value, BINS=self._bins, CHUNK=chunk_of(pairs), FORM="", WIDTH=0,
-            ALIGNED=PART.value, INVERSE=True, num_warps=SORT_WARPS,
+            ALIGNED=PART.value, INVERSE=True, num_warps=SORT_WARPS, **NONE,
         )  # fmt: skip
 
     def spread(self, x: torch.Tensor, given: Operand | None, topk_weights: torch.Tensor) -> None:
@@ -96,7 +97,7 @@ class HopperExperts:
         scale, scale_stride = (self._first_scale, 0) if given is None else given[1:]
         if form == "tensor":
             if given is None:
-                find_scale(x, scale, self._count)
+                find_scale(x, scale, self._count, NONE)
             form = "given"
         spread_rows[(mixture.num_tokens,)](
             x, scale, scale_stride, self._rows, topk_weights, self._spread, self._spread_scale, columns,
@@ -111,7 +112,7 @@ class HopperExperts:
         self._multiply(self._first, self._spread_scale, stride, size, self.mixture.activation)
 
     def convert(self) -> None:
-        self._second_input.launch(self._intermediate, self._rows, listed=True)
+        self._second_input.launch(self._intermediate, self._rows, NONE, listed=True)
 
     def multiply_second(self) -> None:
         scale, stride = self._second_input.scale, self._second_input.scale_stride
@@ -122,7 +123,7 @@ class HopperExperts:
         reduce_pairs[(mixture.num_tokens, triton.cdiv(columns, REDUCE_WIDTH))](
             self._products, self._rows, topk_ids, topk_weights, out, columns, mixture.expert_offset,
             mixture.weights.num_experts, TOP_K=mixture.top_k, WEIGHTED=not mixture.scales_on_input, WIDTH=REDUCE_WIDTH,
-            LISTED=True, num_warps=REDUCE_WARPS,
+            LISTED=True, num_warps=REDUCE_WARPS, **NONE,
         )  # fmt: skip
 
     def _plan_sorting(self, pairs: int, device: torch.device) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flashinfer_perf.kernels.moe.overlap import await_previous
 from flashinfer_perf.kernels.moe.rows import SMALLEST, convert_row
 from flashinfer_perf.kernels.moe.sorting import sort_pairs
 
@@ -13,13 +14,14 @@ from flashinfer_perf.kernels.moe.sorting import sort_pairs
 def prepare(
     topk_ids, order, offsets, cursors, blocks, pairs, first_expert, experts, stride, scales, x, x_out, x_scale, columns,
     ROWS: tl.constexpr, BINS: tl.constexpr, CHUNK: tl.constexpr, FORM: tl.constexpr,
-    WIDTH: tl.constexpr, ALIGNED: tl.constexpr = 1, INVERSE: tl.constexpr = False,
+    WIDTH: tl.constexpr, OVERLAPS: tl.constexpr, ALIGNED: tl.constexpr = 1, INVERSE: tl.constexpr = False,
 ):  # fmt: skip
     """1 program, and one for every token where there is a FORM (see ``rows.convert_row``).
 
     Args:
         scales: (2,) fp32 out: the smallest ones, which later launches raise to those of whole tensors.
     """
+    await_previous(OVERLAPS)
     program = tl.program_id(0)
     if program == 0:
         tl.store(scales + tl.arange(0, 2), tl.zeros((2,), tl.float32) + SMALLEST)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flashinfer_perf.kernels.moe.overlap import await_previous
+
 
 @triton.jit
 def reduce_pairs(
     y, rows, topk_ids, topk_weights, out, columns, first_expert, experts,
     TOP_K: tl.constexpr, WEIGHTED: tl.constexpr, WIDTH: tl.constexpr, LISTED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """out[t] = sum over k of weight[t, k] * y[t, k], in fp32, over the experts that are here.
 
@@ -18,6 +21,7 @@ def reduce_pairs(
         rows: int32 (tokens * TOP_K,), if LISTED: y has (…, columns), and this says which row a pair is, -1 for others.
         WEIGHTED: otherwise weights are 1.
     """
+    await_previous(OVERLAPS)
     token = tl.program_id(0)
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = column < columns

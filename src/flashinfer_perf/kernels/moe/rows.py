@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from flashinfer_perf.kernels.moe.fp4_order import position_of
+from flashinfer_perf.kernels.moe.overlap import await_previous
 
 LARGEST = tl.constexpr(448.0)
 """Of E4M3."""
@@ -89,18 +90,25 @@ def _row_of_program(rows, LISTED: tl.constexpr):
 
 
 @triton.jit
-def convert_rows(x, out, scale, rows, columns, FORM: tl.constexpr, WIDTH: tl.constexpr, LISTED: tl.constexpr):
+def convert_rows(
+    x, out, scale, rows, columns, FORM: tl.constexpr, WIDTH: tl.constexpr, LISTED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):  # fmt: skip
     """A row a program: as many of the first ones as ``rows`` points at, or if LISTED those that it lists, but for
     negative ones.
     """
+    await_previous(OVERLAPS)
     row, present = _row_of_program(rows, LISTED)
     if present:
         convert_row(x, out, scale, row, columns, FORM, WIDTH)
 
 
 @triton.jit
-def raise_scale(x, scale, rows, columns, WIDTH: tl.constexpr, LISTED: tl.constexpr):
+def raise_scale(
+    x, scale, rows, columns, WIDTH: tl.constexpr, LISTED: tl.constexpr, OVERLAPS: tl.constexpr
+):  # fmt: skip
     """Raises one fp32 scale to what a row needs, a row a program: afterwards it is that of all rows."""
+    await_previous(OVERLAPS)
     row, present = _row_of_program(rows, LISTED)
     if present:
         column = tl.arange(0, WIDTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from flashinfer_perf.kernels.moe.overlap import await_previous
 from flashinfer_perf.kernels.moe.tiles import block_of, of_size, place, scaled_products
 
 
@@ -43,7 +44,7 @@ def second_product(
     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, order, blocks, stride, n, k, tiles,
     neighbours,
     ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    WHOLE: tl.constexpr, UPCAST: tl.constexpr,
+    WHOLE: tl.constexpr, UPCAST: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """out[pair of the row] = x[row] times the expert's w2; more programs than tiles do no harm.
 
@@ -55,6 +56,7 @@ def second_product(
         neighbours: see ``tiles.place``.
         EXTRA: as in ``first_product``.
     """
+    await_previous(OVERLAPS)
     block, tile = place(tiles, neighbours)
     if block < tl.load(blocks):
         expert, first, end = block_of(blocks, block, stride)
