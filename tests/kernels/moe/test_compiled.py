@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed: it comes with the
 from triton import knobs
 
 from flashinfer_perf.kernels.moe.experts import TritonExperts
+from flashinfer_perf.kernels.moe.fp4_weights import PreparedFp4
 from flashinfer_perf.kernels.moe.tuning import HopperProduct, HopperTiles, ProductTiles, Tiles
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 from tests.kernels.moe.compiling import call, compile_instead
@@ -35,7 +36,7 @@ def weights(format: ExpertFormat) -> ExpertWeights:
     if format is ExpertFormat.NVFP4:
         elements = (of(torch.uint8, *shape[:2], shape[2] // 2) for shape in (first, second))
         scales = (of(torch.uint8, *shape[:2], shape[2] // 16) for shape in (first, second))
-        return ExpertWeights(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS))
+        return PreparedFp4(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS))
     elements = (of(torch.float8_e4m3fn, *shape) for shape in (first, second))
     shapes = ((EXPERTS,),) * 2 if format is ExpertFormat.FP8_TENSOR else (first[:2], second[:2])
     if format is ExpertFormat.FP8_BLOCK:

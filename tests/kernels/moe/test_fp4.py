@@ -8,20 +8,22 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
 from flashinfer_perf.formats import e2m1
-from flashinfer_perf.kernels.moe.fp4 import BF16_SCALE, FP16_SCALE, NATIVE_BF16, NATIVE_FP16, REMAINDER
+from flashinfer_perf.kernels.moe.fp4 import (
+    BF16_EXPONENT,
+    BF16_SCALE,
+    FP16_SCALE,
+    NATIVE_BF16,
+    NATIVE_FP16,
+    REMAINDER,
+)
+from flashinfer_perf.kernels.moe.fp4_words import scales_of, words_of
 
 WORD = 0xFFFFFFFF
-EVERY_BYTE = torch.arange(256)
+EVERY_BYTE = torch.arange(256, dtype=torch.uint8)
 FORMATS = [
-    (NATIVE_BF16.value, torch.bfloat16, BF16_SCALE.value),
-    (NATIVE_FP16.value, torch.float16, FP16_SCALE.value),
+    (NATIVE_BF16.value, torch.bfloat16, BF16_SCALE.value, BF16_EXPONENT.value, 2.0**119),
+    (NATIVE_FP16.value, torch.float16, FP16_SCALE.value, 0, 2.0**7),
 ]
-
-
-def permuted(low: int, high: int, selector: int) -> int:
-    """prmt: four of eight bytes."""
-    pool = low | high << 32
-    return sum((pool >> 8 * (selector >> 4 * byte & 7) & 0xFF) << 8 * byte for byte in range(4))
 
 
 def two_floats(word: int, dtype: torch.dtype) -> torch.Tensor:
@@ -30,10 +32,10 @@ def two_floats(word: int, dtype: torch.dtype) -> torch.Tensor:
 
 INTEGERS = {
     "mov.b32": lambda a: a,
-    "prmt.b32": permuted,
     "and.b32": lambda a, b: a & b,
     "shl.b32": lambda a, b: a << b & WORD,
     "mul.lo.u32": lambda a, b: a * b & WORD,
+    "shf.r.wrap.b32": lambda a, b, k: (a | b << 32) >> k & WORD,
     "lop3.b32": lambda a, b, c, table: {0xEA: a & b | c}[table],
 }
 
@@ -51,13 +53,30 @@ def executed(text: str, registers: dict[str, object], dtype: torch.dtype) -> dic
     return registers
 
 
+def scale_word(scale: torch.Tensor, factor: int, exponent: int) -> int:
+    return int(scales_of(scale)) * factor + exponent
+
+
+@pytest.mark.parametrize(("text", "dtype", "factor", "exponent", "power"), FORMATS)
+def test_every_scale(text, dtype, factor, exponent, power):
+    """Those that E4M3 has and that are neither negative nor NaN."""
+    for scale in EVERY_BYTE[1:0x7F]:
+        value = scale.view(torch.float8_e4m3fn).double()
+        both = two_floats(scale_word(scale, factor, exponent), dtype)
+        assert torch.equal(both, torch.full((2,), value * power, dtype=torch.double))
+
+
 @pytest.mark.parametrize("scale", [448.0, 2.0**-9, 1.75])
-@pytest.mark.parametrize(("text", "dtype", "factor"), FORMATS)
-def test_every_byte(text, dtype, factor, scale):
-    word = int(torch.tensor(scale * factor, dtype=dtype).view(torch.uint16).item())
-    for packed in EVERY_BYTE.view(-1, 4):
-        start = {"$4": sum(int(byte) << 8 * at for at, byte in enumerate(packed)), "$5": word | word << 16}
-        found = executed(text, start | {"$6": start["$5"]}, dtype)
-        for codes, registers in ((packed & 0xF, ("$0", "$1")), (packed >> 4, ("$2", "$3"))):
-            values = torch.cat([found[register] for register in registers]) * REMAINDER.value
-            assert torch.equal(values, e2m1.decode(codes).double() * scale)
+@pytest.mark.parametrize(("text", "dtype", "factor", "exponent", "power"), FORMATS)
+def test_every_byte_at_every_place(text, dtype, factor, exponent, power, scale):
+    """Bytes 0 and 1 have one scale, and bytes 2 and 3 another."""
+    first, second = (torch.tensor(value).to(torch.float8_e4m3fn).view(torch.uint8) for value in (scale, 1.0))
+    start = {f"${5 + at}": scale_word((first, second)[at // 2], factor, exponent) for at in range(4)}
+    for shift in range(4):
+        for packed in EVERY_BYTE.roll(shift).view(-1, 4):
+            word = int.from_bytes(words_of(packed).tolist(), "little")
+            found = executed(text, start | {"$4": word}, dtype)
+            for codes, registers in ((packed & 0xF, ("$0", "$1")), (packed >> 4, ("$2", "$3"))):
+                values = torch.cat([found[register] for register in registers]) * REMAINDER.value
+                scales = torch.tensor([scale, scale, 1.0, 1.0]).double()
+                assert torch.equal(values, e2m1.decode(codes).double() * scales)

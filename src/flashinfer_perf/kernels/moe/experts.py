@@ -14,6 +14,7 @@ from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.kernels.moe.activations import GATED
 from flashinfer_perf.kernels.moe.conversion import Conversion, Operand, form_of
 from flashinfer_perf.kernels.moe.first_product import first_product
+from flashinfer_perf.kernels.moe.fp4_weights import prepared
 from flashinfer_perf.kernels.moe.hopper_experts import HopperExperts, Mixture
 from flashinfer_perf.kernels.moe.options import check_options, check_static, check_tiles
 from flashinfer_perf.kernels.moe.overlap import options as overlap_options
@@ -39,7 +40,8 @@ class TritonExperts:
     """Plans one fused mixture of experts: workspaces are allocated here, a call allocates nothing.
 
     Args:
-        weights: of the experts that are here, E of them.
+        weights: of the experts that are here, E of them. Those of NVFP4 are copied in another order, unless they are
+            ``fp4_weights.prepared``, which serves many plans.
         num_tokens: T, of every call.
         top_k: K experts of a token.
         num_experts: of all.
@@ -77,6 +79,7 @@ class TritonExperts:
     ) -> None:
         check_options(weights, num_tokens, top_k, num_experts, dtype, activation, expert_offset)
         weights.check(activation in GATED)
+        weights = prepared(weights) if weights.format is ExpertFormat.NVFP4 else weights
         check_static("input_scale", input_scale, weights)
         check_static("intermediate_scale", intermediate_scale, weights)
         if per_token is None:
@@ -199,7 +202,7 @@ class TritonExperts:
             left.elements, left.scale, left.scale_stride, *self._matrix("w1"), out, self._second_input.scale,
             self._order, self._blocks, self._stride, topk_weights, size, weights.hidden_size, tiles,
             self.tiles.neighbours, TOP_K=self.top_k, ACTIVATION=self.activation, GATED=self.activation in GATED,
-            WEIGHTED=self.scales_on_input, FP4_ORDER=weights.format is ExpertFormat.NVFP4,
+            WEIGHTED=self.scales_on_input,
             **self._options(self.tiles.first, weights.hidden_size),
         )  # fmt: skip
 

@@ -6,7 +6,6 @@ import triton
 import triton.language as tl
 
 from flashinfer_perf.kernels.moe.activations import activate
-from flashinfer_perf.kernels.moe.fp4_order import column_at
 from flashinfer_perf.kernels.moe.overlap import await_previous
 from flashinfer_perf.kernels.moe.rows import to_e4m3
 from flashinfer_perf.kernels.moe.tiles import block_of, of_size, place, scaled_products
@@ -35,7 +34,7 @@ def _tile(
     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order, topk_weights,
     expert, first, end, tile, n, k,
     TOP_K: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr, ACTIVATION: tl.constexpr,
-    GATED: tl.constexpr, WEIGHTED: tl.constexpr, FP4_ORDER: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GATED: tl.constexpr, WEIGHTED: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows from the first one, and EXTRA more, of those before the end."""
@@ -44,7 +43,7 @@ def _tile(
     present, more_present = row < end, more < end
     pair, more_pair = tl.load(order + row, present, 0), tl.load(order + more, more_present, 0)
     target = tile * COLUMNS + tl.arange(0, COLUMNS)
-    column = tl.minimum(column_at(target) if FP4_ORDER else target, n - 1)
+    column = tl.minimum(target, n - 1)
     parts: tl.constexpr = 2 if GATED else 1
     up, gate, more_up, more_gate = scaled_products(
         x, x_scale, x_scale_stride, pair // TOP_K, present, more_pair // TOP_K, more_present, w, w_scale,
@@ -64,7 +63,7 @@ def first_product(
     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order, blocks, stride,
     topk_weights, n, k, tiles, neighbours,
     TOP_K: tl.constexpr, ROWS: tl.constexpr, EXTRA: tl.constexpr, FORMAT: tl.constexpr,
-    ACTIVATION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr, FP4_ORDER: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, WEIGHTED: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """out[row] = activation of x[token of the row] times the expert's w1; more programs than tiles do no harm.
@@ -76,7 +75,6 @@ def first_product(
         neighbours: see ``tiles.place``.
         EXTRA: rows beyond ROWS that a block may have; see ``tiles.of_size``.
         WEIGHTED: products are multiplied by the pair's routing weight, before the activation.
-        FP4_ORDER: columns of the result are stored in that order.
     """
     await_previous(OVERLAPS)
     block, tile = place(tiles, neighbours)
@@ -87,5 +85,5 @@ def first_product(
                 _tile(
                     x, x_scale, x_scale_stride, w, w_scale, w_scale_stride, w_global, out, out_scale, order,
                     topk_weights, expert, first, end, tile, n, k, TOP_K, ROWS, 0 if size == 0 else EXTRA >> 3 - size,
-                    FORMAT, ACTIVATION, GATED, WEIGHTED, FP4_ORDER, COLUMNS, DEPTH, WHOLE, UPCAST,
+                    FORMAT, ACTIVATION, GATED, WEIGHTED, COLUMNS, DEPTH, WHOLE, UPCAST,
                 )  # fmt: skip

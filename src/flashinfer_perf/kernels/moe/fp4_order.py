@@ -1,19 +1,25 @@
-"""The order in which NVFP4's products sum over k: one in which no decoded weight moves between threads.
+"""The order in which NVFP4's weights lie in memory, and its products sum over k: no decoded one moves between threads.
 
-WGMMA takes the left operand from registers. Of 16 elements of k in a row, the thread number q of a quad holds those at
-2q, 2q + 1, 2q + 8 and 2q + 9. Sums take any order, if both operands have the same. So a thread reads the 8 bytes of one
-block of 16 weights, which share a scale, and calls their elements what the hardware wants: of 64 columns, in 32 bytes
-8q + 4j + 2h + l, the even ones are at 16j + 8h + 2q + l, and the odd ones 32 further. Activations are stored in that
-order; to weights it is but a name, which costs no instruction.
+WGMMA takes the left operand from registers. Of 16 rows and 16 elements of k, the thread q of the quad g holds rows g
+and g + 8, and of k 2q, 2q + 1, 2q + 8 and 2q + 9. Sums take any order, if both operands have the same. So of 64 columns
+a thread has one block of 16 for each of its rows, which share a scale, and calls their elements what the hardware
+wants: of the byte 8q + 4j + 2h + l of 32, the even one is at 16j + 8h + 2q + l, and the odd one 32 further.
+Activations are stored in that order; w1's rows, too, so that the first product's result has it.
+
+Weights of 16 rows and 64 columns are 512 bytes, a thread's 16 of them next to each other, and two bytes of scales, its
+two rows': shared memory is read in the widest way and without conflicts, and global memory in long pieces.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 CHUNK = 64
 """Columns within which the order differs; k is a multiple of it."""
+ROWS = 16
+"""Of weights that lie together."""
 
 
 @triton.jit
@@ -32,10 +38,23 @@ def column_at(position):
     return position // 64 * 64 + 2 * byte + position % 64 // 32
 
 
+def laid_out(packed: torch.Tensor) -> torch.Tensor:
+    """(rows, k / 2) bytes, as they lie in memory."""
+    rows, length = packed.shape
+    parts = packed.view(rows // ROWS, 2, 8, length // 32, 4, 4, 2)
+    return parts.permute(0, 3, 2, 4, 5, 1, 6).reshape(rows, length)
+
+
+def laid_out_scales(scale: torch.Tensor) -> torch.Tensor:
+    """(rows, k / 16), likewise."""
+    rows, blocks = scale.shape
+    return scale.view(rows // ROWS, 2, 8, blocks // 4, 4).permute(0, 3, 2, 4, 1).reshape(rows, blocks)
+
+
 @triton.jit
 def ordered(even, odd):
-    """(rows, n) from the even and the odd elements of (rows, n / 2) bytes."""
-    ROWS: tl.constexpr = even.shape[0]
-    BYTES: tl.constexpr = even.shape[1]
-    elements = tl.join(even, odd).reshape(ROWS, BYTES // 32, 4, 2, 2, 2, 2)
-    return elements.permute(0, 1, 6, 3, 4, 2, 5).reshape(ROWS, 2 * BYTES)
+    """(16 b, n / 8) elements from the even and the odd ones of (b, n) bytes as they lie in memory."""
+    BLOCKS: tl.constexpr = even.shape[0]
+    CHUNKS: tl.constexpr = even.shape[1] // 512
+    elements = tl.join(even, odd).reshape(BLOCKS, CHUNKS, 8, 4, 2, 2, 2, 2, 2)
+    return elements.permute(0, 6, 2, 1, 8, 4, 5, 3, 7).reshape(16 * BLOCKS, 64 * CHUNKS)

@@ -123,15 +123,21 @@ def in_blocks(
 
 @triton.jit
 def _decoded(pointers, scales, byte, group, k, HALF: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
-    """A tile of 16-bit weights; ``byte`` and ``group`` say where in rows of k elements its bytes and scales are."""
+    """A tile of 16-bit weights; ``byte`` and ``group`` say where in 16 rows of k elements its bytes and scales are."""
     if WHOLE:
         packed = tl.load(pointers, eviction_policy="evict_first")
         scale = tl.load(scales, eviction_policy="evict_first")
     else:
-        packed = tl.load(pointers, (byte * 2 < k)[None, :], 0, eviction_policy="evict_first")
-        scale = tl.load(scales, (group * 16 < k)[None, :], 0, eviction_policy="evict_first")
-    even, odd = decode(packed, scale.to(tl.float8e4nv, bitcast=True), HALF, HARDWARE)
+        packed = tl.load(pointers, (byte < 8 * k)[None, :], 0, eviction_policy="evict_first")
+        scale = tl.load(scales, (group < k)[None, :], 0, eviction_policy="evict_first")
+    even, odd = decode(packed, scale, HALF, HARDWARE)
     return ordered(even, odd)
+
+
+@triton.jit
+def _blocks_of(rows):
+    """Numbers of the blocks of 16 that rows, next to each other, are of; those beyond the last one are of that."""
+    return tl.min(rows.reshape(rows.shape[0] // 16, 16), axis=1) // 16
 
 
 @triton.jit
@@ -142,35 +148,28 @@ def fp4(
     """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
 
     Args:
-        w: uint8, the expert's (rows, k / 2).
-        w_scale: uint8, the expert's (rows, k / 16), E4M3.
+        w: uint8, the expert's (rows / 16, 8 k).
+        w_scale: uint8, the expert's (rows / 16, k).
     """
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
-    depth, byte, group = tl.arange(0, DEPTH), tl.arange(0, DEPTH // 2), tl.arange(0, DEPTH // 16)
-    length, groups = k // 2, k // 16
-    if WHOLE:  # what the compiler cannot know: without it scales are read byte by byte, and none ahead
-        length, groups = tl.multiple_of(length, DEPTH // 2), tl.multiple_of(groups, DEPTH // 16)
+    depth, byte = tl.arange(0, DEPTH), tl.arange(0, 8 * DEPTH)
     right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
-    left = w + up_rows[:, None] * length + byte[None, :]
-    left_gate = w + gate_rows[:, None] * length + byte[None, :]
-    scales = w_scale + up_rows[:, None] * groups + group[None, :]
-    gate_scales = w_scale + gate_rows[:, None] * groups + group[None, :]
+    up_blocks, gate_blocks = _blocks_of(up_rows)[:, None] * k, _blocks_of(gate_rows)[:, None] * k
+    left, left_gate = w + up_blocks * 8 + byte[None, :], w + gate_blocks * 8 + byte[None, :]
+    scales, gate_scales = w_scale + up_blocks + depth[None, :], w_scale + gate_blocks + depth[None, :]
     up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
     more_up = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
     gate, more_gate = tl.zeros_like(up), tl.zeros_like(more_up)
     for start in range(0, k, DEPTH):
-        first_byte, first_group = start // 2, start // 16
-        bytes_at, groups_at = first_byte + byte, first_group + group
-        rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
-        weights = _decoded(left + first_byte, scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
+        first, bytes_at, groups_at = start * 8, start * 8 + byte, start + depth
+        rows = _load(right + start, present[None, :], groups_at[:, None], k, WHOLE)
+        weights = _decoded(left + first, scales + start, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
         up = _dot(weights, rows, up, UPCAST)
         if EXTRA > 0:
-            more_rows = _load(more_right + start, more_present[None, :], (start + depth)[:, None], k, WHOLE)
+            more_rows = _load(more_right + start, more_present[None, :], groups_at[:, None], k, WHOLE)
             more_up = _dot(weights, more_rows, more_up, UPCAST)
         if GATED:
-            weights = _decoded(
-                left_gate + first_byte, gate_scales + first_group, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST
-            )
+            weights = _decoded(left_gate + first, gate_scales + start, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
             gate = _dot(weights, rows, gate, UPCAST)
             if EXTRA > 0:
                 more_gate = _dot(weights, more_rows, more_gate, UPCAST)
