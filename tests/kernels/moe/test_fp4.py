@@ -43,7 +43,11 @@ INTEGERS = {
 def executed(text: str, registers: dict[str, object], dtype: torch.dtype) -> dict[str, object]:
     for line in text.strip(" {}\n").split(";"):
         name, _, rest = line.strip().partition(" ")
-        target, *sources = (operand.strip() for operand in rest.split(","))
+        *targets, source = (operand.strip(" {}") for operand in rest.split(","))
+        if name == "mov.b32" and len(targets) == 2:
+            registers |= zip(targets, registers[source], strict=True)
+            continue
+        target, *sources = (*targets, source)
         values = [registers[source] if source in registers else int(source, 0) for source in sources if name != ".reg"]
         if name in INTEGERS:
             registers[target] = INTEGERS[name](*values)
@@ -70,13 +74,12 @@ def test_every_scale(text, dtype, factor, exponent, power):
 @pytest.mark.parametrize(("text", "dtype", "factor", "exponent", "power"), FORMATS)
 def test_every_byte_at_every_place(text, dtype, factor, exponent, power, scale):
     """Bytes 0 and 1 have one scale, and bytes 2 and 3 another."""
-    first, second = (torch.tensor(value).to(torch.float8_e4m3fn).view(torch.uint8) for value in (scale, 1.0))
-    start = {f"${5 + at}": scale_word((first, second)[at // 2], factor, exponent) for at in range(4)}
+    two = torch.tensor([scale, 1.0])
+    words = [scale_word(value.to(torch.float8_e4m3fn).view(torch.uint8), factor, exponent) for value in two]
     for shift in range(4):
         for packed in EVERY_BYTE.roll(shift).view(-1, 4):
             word = int.from_bytes(words_of(packed).tolist(), "little")
-            found = executed(text, start | {"$4": word}, dtype)
-            for codes, registers in ((packed & 0xF, ("$0", "$1")), (packed >> 4, ("$2", "$3"))):
-                values = torch.cat([found[register] for register in registers]) * REMAINDER.value
-                scales = torch.tensor([scale, scale, 1.0, 1.0]).double()
-                assert torch.equal(values, e2m1.decode(codes).double() * scales)
+            found = executed(text, {"$8": word, "$9": words[0], "$10": words[1]}, dtype)
+            values = torch.stack([found[f"${at}"] for at in range(8)]).view(2, 4) * REMAINDER.value
+            truth = e2m1.decode(torch.stack((packed & 0xF, packed >> 4))).double()
+            assert torch.equal(values, truth * two.double().repeat_interleave(2))

@@ -233,7 +233,7 @@ class TritonExperts:
         elements = getattr(self.weights, name)
         scale = getattr(self.weights, f"{name}_scale")
         if self.weights.format is ExpertFormat.NVFP4:
-            return elements, scale.view(torch.uint8), 0, getattr(self.weights, f"{name}_global")
+            return elements.view(torch.int32), scale.view(torch.uint16), 0, getattr(self.weights, f"{name}_global")
         scale = self._scales if scale is None else scale
         return elements, scale, int(self.weights.format is ExpertFormat.FP8_CHANNEL), self._scales
 

@@ -29,78 +29,82 @@ _IN_FP16 = """
 
 
 def _asm(dtype: str, placed: str) -> str:
-    """Four bytes to their even and their odd elements, two at once, times a scale for every two bytes.
+    """A word to its four pairs of elements, times a scale of the first and the third and one of the others.
 
     Negative zero is added, since there is no plain product of pairs before Hopper: zeros keep their signs.
     """
     mask = f"\n    and.b32 p, p, 0x{PLACES:08X};"
     words = [
-        "\n    mov.b32 p, $4;" + mask,
-        *(f"\n    shf.r.wrap.b32 p, $4, $4, {rotation};{mask}" for rotation in ROTATIONS),
-        f"\n    and.b32 p, $4, 0x{LAST_MASK:08X};\n    mul.lo.u32 p, p, 0x{LAST_FACTOR:X};" + mask,
+        "\n    mov.b32 p, $8;" + mask,
+        *(f"\n    shf.r.wrap.b32 p, $8, $8, {rotation};{mask}" for rotation in ROTATIONS),
+        f"\n    and.b32 p, $8, 0x{LAST_MASK:08X};\n    mul.lo.u32 p, p, 0x{LAST_FACTOR:X};" + mask,
     ]
-    parts = [f"{word}{placed}\n    fma.rn.{dtype} ${at}, p, ${5 + at % 2 * 2}, z;" for at, word in enumerate(words)]
+    parts = [
+        f"{word}{placed}\n    fma.rn.{dtype} p, p, ${9 + at % 2}, z;\n    mov.b32 {{${2 * at}, ${2 * at + 1}}}, p;"
+        for at, word in enumerate(words)
+    ]
     return "{\n    .reg .b32 p, q, z;\n    mov.b32 z, 0x80008000;" + "".join(parts) + "\n    }"
 
 
 NATIVE_BF16, NATIVE_FP16 = tl.constexpr(_asm("bf16x2", "")), tl.constexpr(_asm("f16x2", _IN_FP16))
-OPERANDS = tl.constexpr("=&r,=&r,=&r,=&r,r,r,r,r,r")
+OPERANDS = tl.constexpr(",".join(["=&h"] * 8 + ["r"] * 3))
 """Results are written while there is still something to read."""
 
 
 @triton.jit
-def _both(pair, scale, half, DTYPE: tl.constexpr):
-    """One of a pair's two elements, in bf16's place in int64, scaled in fp32, which has bf16's range."""
-    bits = ((pair >> 16 * half & 0xFFFF) << 16).to(tl.int32)
-    return (bits.to(tl.float32, bitcast=True) * scale).to(DTYPE)
+def _of_bf16(pair, scale, DTYPE: tl.constexpr):
+    """A pair's two elements, in bf16's place in int64, scaled in fp32, which has bf16's range."""
+    factor = (((scale << 4) + 0x7000) << 16).to(tl.float32, bitcast=True)
+    low = ((pair & 0xFFFF) << 16).to(tl.int32).to(tl.float32, bitcast=True)
+    high = (pair & 0xFFFF0000).to(tl.int32).to(tl.float32, bitcast=True)
+    return (low * factor).to(DTYPE), (high * factor).to(DTYPE)
 
 
 @triton.jit
-def _in_fp32(packed, scale, DTYPE: tl.constexpr):
+def _in_fp32(packed, upper, lower, DTYPE: tl.constexpr):
     """``decode`` of any processor."""
-    ROWS: tl.constexpr = packed.shape[0]
-    WORDS: tl.constexpr = packed.shape[1] // 4
-    byte = tl.arange(0, 4)[None, None, :]
-    word = tl.sum(packed.reshape(ROWS, WORDS, 4).to(tl.int64) << 8 * byte, axis=2)[:, :, None]
+    word = packed.to(tl.int64) & 0xFFFFFFFF
     twice = word | word << 32
-    first, second = word & _PLACES, twice >> _FIRST_ROTATION & _PLACES
-    third, fourth = twice >> _SECOND_ROTATION & _PLACES, (word & _LAST_MASK) * _LAST_FACTOR & _PLACES
-    value = (((scale << 4) + 0x7000) << 16).to(tl.float32, bitcast=True).reshape(ROWS, WORDS, 4)
-    lower = byte < 2
-    even = _both(tl.where(lower, first, second), value, byte % 2, DTYPE)
-    odd = _both(tl.where(lower, third, fourth), value, byte % 2, DTYPE)
-    return even.reshape(ROWS, 4 * WORDS), odd.reshape(ROWS, 4 * WORDS)
+    a, b = _of_bf16(word & _PLACES, upper, DTYPE)
+    c, d = _of_bf16(twice >> _FIRST_ROTATION & _PLACES, lower, DTYPE)
+    e, f = _of_bf16(twice >> _SECOND_ROTATION & _PLACES, upper, DTYPE)
+    g, h = _of_bf16((word & _LAST_MASK) * _LAST_FACTOR & _PLACES, lower, DTYPE)
+    return a, b, c, d, e, f, g, h
 
 
 @triton.jit
-def _spread(scale, BYTES: tl.constexpr):
-    """A scale for every byte: two, of rows, for every 16 bytes, of which each has two next to each other."""
-    ROWS: tl.constexpr = scale.shape[0]
-    pairs = scale.reshape(ROWS, BYTES // 16, 1, 2, 1)
-    return tl.broadcast_to(pairs, ROWS, BYTES // 16, 4, 2, 2).reshape(ROWS, BYTES)
+def _spread(scale, WORDS: tl.constexpr):
+    """A scale for each of four words."""
+    BLOCKS: tl.constexpr = scale.shape[0]
+    return tl.broadcast_to(scale[:, :, None], BLOCKS, WORDS // 4, 4).reshape(BLOCKS, WORDS)
 
 
 @triton.jit
-def decode(packed, scale, HALF: tl.constexpr, HARDWARE: tl.constexpr):
-    """(blocks, n) bytes with (blocks, n / 8) scales: their even and odd elements, (blocks, n) each, over ``REMAINDER``.
+def decode(packed, scales, HALF: tl.constexpr, HARDWARE: tl.constexpr):
+    """(blocks, n) words with (blocks, n / 4) pairs of scales: their elements over ``REMAINDER``, (blocks, n, 2, 2, 2).
+
+    The last axes are the byte in a row, the row, and odd after even.
 
     Args:
-        packed: uint8, as ``fp4_words`` and ``fp4_order`` say.
-        scale: uint8, likewise.
+        packed: int32, as ``fp4_words`` and ``fp4_order`` say.
+        scales: uint16, of two rows, likewise.
         HARDWARE: by PTX, two elements at once; otherwise in fp32, which has the range of bf16.
     """
-    BYTES: tl.constexpr = packed.shape[1]
+    WORDS: tl.constexpr = packed.shape[1]
+    upper, lower = scales.to(tl.int32) & 0xFF, scales.to(tl.int32) >> 8
     if not HARDWARE:
-        spread = _spread(scale.to(tl.int32), BYTES)
-        even, odd = _in_fp32(packed, spread, tl.float16 if HALF else tl.bfloat16)
+        upper, lower = _spread(upper, WORDS), _spread(lower, WORDS)
+        a, b, c, d, e, f, g, h = _in_fp32(packed, upper, lower, tl.float16 if HALF else tl.bfloat16)
     elif HALF:
-        spread = _spread(scale.to(tl.int32) * FP16_SCALE, BYTES)
-        even, odd = tl.inline_asm_elementwise(
-            NATIVE_FP16, OPERANDS, [packed, spread], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
+        upper, lower = _spread(upper * FP16_SCALE, WORDS), _spread(lower * FP16_SCALE, WORDS)
+        a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+            NATIVE_FP16, OPERANDS, [packed, upper, lower], dtype=(tl.float16,) * 8, is_pure=True, pack=1
         )
     else:
-        spread = _spread(scale.to(tl.int32) * BF16_SCALE + BF16_EXPONENT, BYTES)
-        even, odd = tl.inline_asm_elementwise(
-            NATIVE_BF16, OPERANDS, [packed, spread], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4
+        upper = _spread(upper * BF16_SCALE + BF16_EXPONENT, WORDS)
+        lower = _spread(lower * BF16_SCALE + BF16_EXPONENT, WORDS)
+        a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+            NATIVE_BF16, OPERANDS, [packed, upper, lower], dtype=(tl.bfloat16,) * 8, is_pure=True, pack=1
         )
-    return even, odd
+    even = tl.join(tl.join(a, b), tl.join(c, d))
+    return tl.join(even, tl.join(tl.join(e, f), tl.join(g, h)))

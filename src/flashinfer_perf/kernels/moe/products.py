@@ -122,16 +122,15 @@ def in_blocks(
 
 
 @triton.jit
-def _decoded(pointers, scales, byte, group, k, HALF: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
-    """A tile of 16-bit weights; ``byte`` and ``group`` say where in 16 rows of k elements its bytes and scales are."""
+def _decoded(pointers, scales, word, pair, k, HALF: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
+    """A tile of 16-bit weights; ``word`` and ``pair`` say where in 16 rows of k elements its words and scales are."""
     if WHOLE:
         packed = tl.load(pointers, eviction_policy="evict_first")
         scale = tl.load(scales, eviction_policy="evict_first")
     else:
-        packed = tl.load(pointers, (byte < 8 * k)[None, :], 0, eviction_policy="evict_first")
-        scale = tl.load(scales, (group < k)[None, :], 0, eviction_policy="evict_first")
-    even, odd = decode(packed, scale, HALF, HARDWARE)
-    return ordered(even, odd)
+        packed = tl.load(pointers, (word < 2 * k)[None, :], 0, eviction_policy="evict_first")
+        scale = tl.load(scales, (pair < k // 2)[None, :], 0, eviction_policy="evict_first")
+    return ordered(decode(packed, scale, HALF, HARDWARE))
 
 
 @triton.jit
@@ -148,28 +147,31 @@ def fp4(
     """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
 
     Args:
-        w: uint8, the expert's (rows / 16, 8 k).
-        w_scale: uint8, the expert's (rows / 16, k).
+        w: int32, the expert's (rows / 16, 2 k).
+        w_scale: uint16, the expert's (rows / 16, k / 2).
     """
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
-    depth, byte = tl.arange(0, DEPTH), tl.arange(0, 8 * DEPTH)
+    depth, word, pair = tl.arange(0, DEPTH), tl.arange(0, 2 * DEPTH), tl.arange(0, DEPTH // 2)
     right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
-    up_blocks, gate_blocks = _blocks_of(up_rows)[:, None] * k, _blocks_of(gate_rows)[:, None] * k
-    left, left_gate = w + up_blocks * 8 + byte[None, :], w + gate_blocks * 8 + byte[None, :]
-    scales, gate_scales = w_scale + up_blocks + depth[None, :], w_scale + gate_blocks + depth[None, :]
+    up_blocks, gate_blocks = _blocks_of(up_rows)[:, None], _blocks_of(gate_rows)[:, None]
+    left, left_gate = w + up_blocks * (2 * k) + word[None, :], w + gate_blocks * (2 * k) + word[None, :]
+    scales = w_scale + up_blocks * (k // 2) + pair[None, :]
+    gate_scales = w_scale + gate_blocks * (k // 2) + pair[None, :]
     up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
     more_up = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
     gate, more_gate = tl.zeros_like(up), tl.zeros_like(more_up)
     for start in range(0, k, DEPTH):
-        first, bytes_at, groups_at = start * 8, start * 8 + byte, start + depth
-        rows = _load(right + start, present[None, :], groups_at[:, None], k, WHOLE)
-        weights = _decoded(left + first, scales + start, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
+        first, half = start * 2, start // 2
+        rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
+        weights = _decoded(left + first, scales + half, first + word, half + pair, k, HALF, WHOLE, not UPCAST)
         up = _dot(weights, rows, up, UPCAST)
         if EXTRA > 0:
-            more_rows = _load(more_right + start, more_present[None, :], groups_at[:, None], k, WHOLE)
+            more_rows = _load(more_right + start, more_present[None, :], (start + depth)[:, None], k, WHOLE)
             more_up = _dot(weights, more_rows, more_up, UPCAST)
         if GATED:
-            weights = _decoded(left_gate + first, gate_scales + start, bytes_at, groups_at, k, HALF, WHOLE, not UPCAST)
+            weights = _decoded(
+                left_gate + first, gate_scales + half, first + word, half + pair, k, HALF, WHOLE, not UPCAST
+            )
             gate = _dot(weights, rows, gate, UPCAST)
             if EXTRA > 0:
                 more_gate = _dot(weights, more_rows, more_gate, UPCAST)

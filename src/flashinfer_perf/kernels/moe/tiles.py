@@ -63,8 +63,8 @@ def scaled_products(
     """
     which = expert.to(tl.int64)  # a few hundred experts have more weights than 2^31
     if FORMAT == "nvfp4":
-        w += which * (n // 64) * 32 * k  # n is a multiple of 64, so that the compiler sees where rows begin
-        w_scale += which * (n // 64) * 4 * k
+        w += which * (n // 64) * 8 * k  # n is a multiple of 64, so that the compiler sees where rows begin
+        w_scale += which * (n // 64) * 2 * k
         up, gate, more_up, more_gate = fp4(
             x, source, present, more, more_present, w, w_scale, up_rows, gate_rows, k, GATED, EXTRA, DEPTH, WHOLE,
             UPCAST,
