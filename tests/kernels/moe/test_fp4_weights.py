@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
-from flashinfer_perf.kernels.moe.fp4_order import column_at
+from flashinfer_perf.kernels.moe.fp4_order import inner_rows
 from flashinfer_perf.kernels.moe.fp4_weights import PreparedFp4, prepared
 from flashinfer_perf.kernels.moe.fp4_words import scales_of, words_of
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
@@ -33,7 +33,7 @@ def test_a_thread_has_its_rows_next_to_each_other(name, inner, quad, thread):
     made = prepared(given)
     expert, block, chunk = 1, 2, 0
     rows = torch.tensor([16 * block + quad, 16 * block + quad + 8])
-    rows = column_at.fn(rows) if inner else rows
+    rows = inner_rows(INTERMEDIATE, gated=True)[rows] if inner else rows
     old, old_scale = getattr(given, name)[expert, rows], getattr(given, f"{name}_scale")[expert, rows]
     new, new_scale = (getattr(made, field)[expert].view(-1) for field in (name, f"{name}_scale"))
     lane = 4 * quad + thread

@@ -4,7 +4,8 @@ WGMMA takes the left operand from registers. Of 16 rows and 16 elements of k, th
 and g + 8, and of k 2q, 2q + 1, 2q + 8 and 2q + 9. Sums take any order, if both operands have the same. So of 64 columns
 a thread has one block of 16 for each of its rows, which share a scale, and calls their elements what the hardware
 wants: of the byte 8q + 4j + 2h + l of 32, the even one is at 16j + 8h + 2q + l, and the odd one 32 further.
-Activations are stored in that order; w1's rows, too, so that the first product's result has it.
+Activations are stored in that order; w1's rows, too, so that the first product's result has it. If it is gated, rows g
+are the linear part's and rows g + 8 the gate's of the same columns, which thus meet in one thread.
 
 Weights of 16 rows and 64 columns are 512 bytes, a thread's 16 of them next to each other, and two bytes of scales, its
 two rows': shared memory is read in the widest way and without conflicts, and global memory in long pieces.
@@ -36,6 +37,14 @@ def column_at(position):
     within = position % 32
     byte = within % 8 // 2 * 8 + within // 16 * 4 + within % 16 // 8 * 2 + within % 2
     return position // 64 * 64 + 2 * byte + position % 64 // 32
+
+
+def inner_rows(columns: int, gated: bool) -> torch.Tensor:
+    """Which row of w1 each one is, where it makes so many columns, or twice as many rows if gated."""
+    row = torch.arange(columns * (2 if gated else 1))
+    if not gated:
+        return column_at.fn(row)
+    return column_at.fn(row // 16 * 8 + row % 8) + row % 16 // 8 * columns
 
 
 def laid_out(packed: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flashinfer_perf.kernels.moe.fp4_order import column_at, laid_out, laid_out_scales
+from flashinfer_perf.kernels.moe.fp4_order import inner_rows, laid_out, laid_out_scales
 from flashinfer_perf.kernels.moe.fp4_words import scales_of, words_of
 from flashinfer_perf.kernels.moe.weights import FP4_BLOCK, ExpertWeights
 
@@ -26,16 +26,19 @@ def prepared(weights: ExpertWeights) -> PreparedFp4:
     """
     if isinstance(weights, PreparedFp4):
         return weights
-    w1, w1_scale = _matrices(weights.w1, weights.w1_scale, inner=True)
-    w2, w2_scale = _matrices(weights.w2, weights.w2_scale, inner=False)
+    columns = weights.intermediate_size
+    inner = inner_rows(columns, gated=weights.w1.shape[1] > columns)
+    w1, w1_scale = _matrices(weights.w1, weights.w1_scale, inner)
+    w2, w2_scale = _matrices(weights.w2, weights.w2_scale, torch.arange(weights.hidden_size))
     return PreparedFp4(weights.format, w1, w2, w1_scale, w2_scale, weights.w1_global, weights.w2_global)
 
 
-def _matrices(packed: torch.Tensor, scale: torch.Tensor | None, inner: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """All experts' matrices and scales; the rows of an inner one are another product's columns, and in their order."""
+def _matrices(
+    packed: torch.Tensor, scale: torch.Tensor | None, rows: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All experts' matrices and scales, of rows in that order."""
     assert scale is not None
-    rows = torch.arange(packed.shape[1], device=packed.device)
-    rows = column_at.fn(rows) if inner else rows
+    rows = rows.to(packed.device)
     bytes_ = scale.view(torch.uint8)
     elements, scales = torch.empty_like(packed), torch.empty_like(bytes_)
     for expert in range(len(packed)):

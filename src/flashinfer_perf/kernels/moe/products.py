@@ -134,45 +134,54 @@ def _decoded(pointers, scales, word, pair, k, HALF: tl.constexpr, WHOLE: tl.cons
 
 
 @triton.jit
-def _blocks_of(rows):
-    """Numbers of the blocks of 16 that rows, next to each other, are of; those beyond the last one are of that."""
-    return tl.min(rows.reshape(rows.shape[0] // 16, 16), axis=1) // 16
+def _blocks_of(columns, GATED: tl.constexpr):
+    """Numbers of the blocks of 16 rows that columns of the result, next to each other, take: of 8 of them if gated."""
+    WIDTH: tl.constexpr = 8 if GATED else 16
+    return tl.min(columns.reshape(columns.shape[0] // WIDTH, WIDTH), axis=1) // WIDTH
+
+
+@triton.jit
+def _parted(products, GATED: tl.constexpr):
+    """Up and gate of products, (rows of w, rows): of 16, 8 are of each, and a thread has both of a column."""
+    if GATED:
+        ROWS: tl.constexpr = products.shape[0] // 2
+        MOST: tl.constexpr = products.shape[1]
+        parts = products.reshape(ROWS // 8, 2, 8, MOST).permute(0, 2, 3, 1)
+        half, other = tl.split(parts)
+        up, gate = half.reshape(ROWS, MOST), other.reshape(ROWS, MOST)
+    else:
+        up, gate = products, tl.zeros_like(products)
+    return up, gate
 
 
 @triton.jit
 def fp4(
-    x, row, present, more, more_present, w, w_scale, up_rows, gate_rows, k,
+    x, row, present, more, more_present, w, w_scale, columns, k,
     GATED: tl.constexpr, EXTRA: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
 
     Args:
-        w: int32, the expert's (rows / 16, 2 k).
-        w_scale: uint16, the expert's (rows / 16, k / 2).
+        w: int32, the expert's (blocks of 16 rows, 2 k).
+        w_scale: uint16, the expert's (blocks of 16 rows, k / 2).
+        columns: of the result.
     """
     HALF: tl.constexpr = x.dtype.element_ty == tl.float16
+    ROWS: tl.constexpr = columns.shape[0] * (2 if GATED else 1)
     depth, word, pair = tl.arange(0, DEPTH), tl.arange(0, 2 * DEPTH), tl.arange(0, DEPTH // 2)
     right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
-    up_blocks, gate_blocks = _blocks_of(up_rows)[:, None], _blocks_of(gate_rows)[:, None]
-    left, left_gate = w + up_blocks * (2 * k) + word[None, :], w + gate_blocks * (2 * k) + word[None, :]
-    scales = w_scale + up_blocks * (k // 2) + pair[None, :]
-    gate_scales = w_scale + gate_blocks * (k // 2) + pair[None, :]
-    up = tl.zeros((up_rows.shape[0], row.shape[0]), tl.float32)
-    more_up = tl.zeros((up_rows.shape[0], more.shape[0]), tl.float32)
-    gate, more_gate = tl.zeros_like(up), tl.zeros_like(more_up)
+    blocks = _blocks_of(columns, GATED)[:, None]
+    left, scales = w + blocks * (2 * k) + word[None, :], w_scale + blocks * (k // 2) + pair[None, :]
+    total = tl.zeros((ROWS, row.shape[0]), tl.float32)
+    more_total = tl.zeros((ROWS, more.shape[0]), tl.float32)
     for start in range(0, k, DEPTH):
         first, half = start * 2, start // 2
         rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
         weights = _decoded(left + first, scales + half, first + word, half + pair, k, HALF, WHOLE, not UPCAST)
-        up = _dot(weights, rows, up, UPCAST)
+        total = _dot(weights, rows, total, UPCAST)
         if EXTRA > 0:
             more_rows = _load(more_right + start, more_present[None, :], (start + depth)[:, None], k, WHOLE)
-            more_up = _dot(weights, more_rows, more_up, UPCAST)
-        if GATED:
-            weights = _decoded(
-                left_gate + first, gate_scales + half, first + word, half + pair, k, HALF, WHOLE, not UPCAST
-            )
-            gate = _dot(weights, rows, gate, UPCAST)
-            if EXTRA > 0:
-                more_gate = _dot(weights, more_rows, more_gate, UPCAST)
+            more_total = _dot(weights, more_rows, more_total, UPCAST)
+    up, gate = _parted(total, GATED)
+    more_up, more_gate = _parted(more_total, GATED)
     return up, gate, more_up, more_gate

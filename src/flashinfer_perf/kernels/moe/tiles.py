@@ -66,9 +66,8 @@ def scaled_products(
         w += which * (n // 64) * 8 * k  # n is a multiple of 64, so that the compiler sees where rows begin
         w_scale += which * (n // 64) * 2 * k
         up, gate, more_up, more_gate = fp4(
-            x, source, present, more, more_present, w, w_scale, up_rows, gate_rows, k, GATED, EXTRA, DEPTH, WHOLE,
-            UPCAST,
-        )  # fmt: skip
+            x, source, present, more, more_present, w, w_scale, up_rows, k, GATED, EXTRA, DEPTH, WHOLE, UPCAST
+        )
         factor = REMAINDER / tl.load(w_global + expert)
         up, gate, more_up, more_gate = up * factor, gate * factor, more_up * factor, more_gate * factor
     elif FORMAT == "blocks":
