@@ -9,6 +9,7 @@ import torch
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.checks.rotated import Rotated, RotatedHeads
+from flashinfer_perf.checks.tolerance.rotation import CACHED_ANGLE_ERROR, LARGEST_ANGLE_ERROR, LEAST_ANGLE_ERROR
 from flashinfer_perf.core.dtypes import DType
 
 LAYOUTS = [False, True]
@@ -41,7 +42,7 @@ def test_the_bound_is_rounding_and_the_angles_error_times_the_pairs_length(inter
     one, two = (2, 3) if interleave else (1, 5)  # of pair 1
     values = expected[2, 1]
     length = math.hypot(values[one], values[two])
-    angle = 1000 * 1e-7 + tolerance.LEAST_ANGLE_ERROR
+    angle = 1000 * 1e-7 + LEAST_ANGLE_ERROR
     for member in (one, two):
         rounding = (2**-11 + 4 * 2**-24) * abs(values[member]) + 2**-25
         assert allowed[2, 1, member].item() == pytest.approx(float(rounding + length * angle))
@@ -69,7 +70,7 @@ def test_no_angle_is_forgiven_more_than_the_largest_error():
     expected = truth()
     length = far.heads.pairs(expected).norm(dim=-1)
     off = far.heads.pairs(far.allowed(expected)).amax(dim=-1)
-    assert bool((off <= (tolerance.LARGEST_ANGLE_ERROR + 2**-10) * length).all())
+    assert bool((off <= (LARGEST_ANGLE_ERROR + 2**-10) * length).all())
 
 
 def test_nan_and_shape_never_pass():
@@ -109,7 +110,7 @@ def test_also_where_angles_are_off_by_the_most_that_is_forgiven(radians: float, 
 
 def test_a_given_angle_has_the_error_of_its_arithmetic_only():
     given = tolerance.for_rotation(DType.BFLOAT16, HEADS[False], POSITIONS)
-    assert given.least_angle_error == tolerance.CACHED_ANGLE_ERROR == 2**-22
+    assert given.least_angle_error == CACHED_ANGLE_ERROR == 2**-22
     assert "given" in given.text
     rows = given.allowed(truth())
     assert bool((rows[..., :8] > 0).all())

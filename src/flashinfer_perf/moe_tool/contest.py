@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from flashinfer_perf.checks import expert_tolerance
+from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.flags import build, specs_of
 from flashinfer_perf.core.requirement import Requirement, capability
@@ -65,7 +65,8 @@ def problem_of(case: MoeFlags, make: TensorFactory, format: Format) -> Problem:
     """
     layer, same = layer_of(case), as_routine(case)
     make.reserve("output", (2 * case.num_tokens, case.hidden_size), DType.FLOAT32)  # with its truth
-    drawn = Drawn(layer, (case.hidden_size, case.intermediate_size), DType.FLOAT16)
+    sizes = (case.hidden_size, case.intermediate_size)
+    drawn = Drawn(layer, sizes, DType.FLOAT16)
     tensors = {**routed_tokens(same, make), **hidden.plain(same, make), **format.make(make, drawn)}
     chosen = tensors["experts"].long()
     facts = routing.load(layer, chosen, case.num_experts)
@@ -73,7 +74,7 @@ def problem_of(case: MoeFlags, make: TensorFactory, format: Format) -> Problem:
         tensors=tensors,
         reference=partial(truth_of_mixture, layer=layer, format=format),
         work=work.documented(same, DOCUMENTED_NAMES[case.weight_dtype], 0.0, facts["active_experts"]),
-        checks={"output": expert_tolerance.for_experts(case.quant_dtype, DType.FLOAT16)},
+        checks={"output": tolerance.for_mixture(case.quant_dtype, sizes, DType.FLOAT16, before_both=True)},
         ranks=make.ranks,
         facts={**facts, **work.local(same, layer, chosen, tensors, facts["local_active_experts"])},
     )

@@ -9,6 +9,7 @@ import torch
 
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.checks.rotated import RotatedHeads
+from flashinfer_perf.checks.tolerance.rotation import LEAST_ANGLE_ERROR
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.routines.rope import frequencies, reference
 from flashinfer_perf.routines.rope.flags import RopeFlags
@@ -151,6 +152,6 @@ def test_fast_functions_stay_within_the_angles_error_and_need_it(make, theta):
     sin, cos = compiled.fast_sincos(torch.tensor(8191.0) * found)
     angles = 8191 * exact.scaled
     off = torch.maximum((sin - angles.sin()).abs(), (cos - angles.cos()).abs())
-    allowed = 8191 * tolerance.angle_error(exact.plain, exact.scaled, exact.sensitivity) + tolerance.LEAST_ANGLE_ERROR
+    allowed = 8191 * tolerance.angle_error(exact.plain, exact.scaled, exact.sensitivity) + LEAST_ANGLE_ERROR
     assert float((off / allowed).max()) < 1
     assert float((off / allowed).max()) > 0.1, "it is not an order of magnitude too wide"

@@ -86,7 +86,7 @@ def allowed(case: MoeCommFlags, ranks: int) -> Close:
     """How far the sum of all ranks' answers may be off."""
     between = DType.FP8_E4M3 if case.quant_dtype == "fp8_block_scale" else case.input_dtype
     sizes = (case.hidden_size, int(case.intermediate_size or 0))
-    return tolerance.for_mixture(between, sizes, case.input_dtype, WIRE_ROUNDINGS + ranks)
+    return tolerance.for_mixture(between, sizes, case.input_dtype, more_roundings=WIRE_ROUNDINGS + ranks)
 
 
 def work_of(case: MoeCommFlags, expert_ids: torch.Tensor, ranks: Ranks) -> Work:
