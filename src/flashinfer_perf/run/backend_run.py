@@ -56,6 +56,7 @@ class BackendRun:
         """Does it all; yields the lines of the check as soon as there are any."""
         ranks = self.problem.ranks
         target = in_step(ranks, self._prepare, PREPARATION_PATIENCE_SECONDS)
+        yield from self._tuning(target.launch)
         self.outputs = in_step(ranks, lambda: self._first_call(target), PATIENCE_SECONDS)
         self.verdict = verdict_of(
             in_step(ranks, lambda: self._check(target), PATIENCE_SECONDS), self.truth is not None, ranks
@@ -122,6 +123,12 @@ class BackendRun:
         outputs = target.outputs_of(returned)
         self.facts["first_call_ms"] = (perf_counter() - began) * 1e3
         return {name: tensor.clone() for name, tensor in outputs.items()}
+
+    def _tuning(self, launch: Launch) -> Iterator[Message]:
+        """The documents' line. They warm up inside the tuner; here one call tunes, and those before timing follow."""
+        if launch.tuned and self.case.options.verbose >= 1:
+            calls = max(1, self.case.options.dry_run_iters)
+            yield Message(Severity.INFO, f"Autotune warmup for {launch.tuned}: {calls} iters")
 
     def _remarks(self) -> Iterator[Message]:
         """What the routine says of the first call's outputs; worked out only where it is shown."""

@@ -44,6 +44,7 @@ class Launch:
         no_cupti: why CUPTI must not record the call; a sentence.
         facts: values for declared columns, such as the time that planning took.
         resolved_backend: what really runs, where a name stands for a choice.
+        tuned: what a library's tuner has measured tactics for, by the name that the documents have for it.
         draw: for samplers, (seed, offset) -> what the very call that is timed returns, with the first row of its
             inputs in place of every row.
     """
@@ -62,6 +63,7 @@ class Launch:
     no_cupti: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     resolved_backend: str = ""
+    tuned: str = ""
     draw: Callable[[int, int], Any] | None = None
 
     def __post_init__(self) -> None:

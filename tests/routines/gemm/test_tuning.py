@@ -84,6 +84,22 @@ def test_the_tuned_tactic_is_the_one_that_is_timed(ran):
     assert perf_lines(record)[0].startswith("[PERF] cublas_autotune:: median time ")
 
 
+@pytest.mark.parametrize(
+    ("verbosity", "calls", "lines"),
+    [
+        ("", 5, []),
+        ("-v", 5, ["Autotune warmup for bmm_fp8: 5 iters"]),
+        ("-v", 0, ["Autotune warmup for bmm_fp8: 1 iters"]),
+    ],
+)
+def test_the_documented_line(ran, verbosity, calls, lines):
+    """Of as many calls as there are before timing, of which the tuner's is one at the least."""
+    with unconditional("bmm_fp8", "cublas"):
+        case = case_of("bmm_fp8", f"{CASE} --autotune --backends cublas {verbosity}", dry_run_iters=calls)
+        events = list(run_case(case, SingleRank()))
+    assert [text for text in texts_in(events, "INFO") if "utotune" in text] == lines
+
+
 def test_without_the_flag_nothing_is_tuned(ran):
     record = record_of("cublas", "")
     assert_passes(record)

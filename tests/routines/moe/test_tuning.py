@@ -7,18 +7,28 @@ from unittest import mock
 import pytest
 
 from tests.contract import contract
-from tests.routines.harness import assert_passes, run, unconditional
+from tests.fakes import texts_in
+from tests.routines.harness import assert_passes, case_of, run, unconditional
 from tests.routines.moe import library
 from tests.routines.moe.broken import CASE
 
 pytest.importorskip("flashinfer")
 from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
 
+from flashinfer_perf.run.engine import run_case
+from flashinfer_perf.run.ranks import SingleRank
+
 ROUTINES = {
     "cutlass_fused_moe": ("cutlass", library.cutlass, ("gemm1", "gemm2")),
     "trtllm_fp4_block_scale_moe": ("trtllm", library.fp4, ("moe",)),
     "trtllm_fp8_block_scale_moe": ("trtllm", library.fp8_block, ("moe",)),
     "trtllm_fp8_per_tensor_scale_moe": ("trtllm", library.fp8_per_tensor, ("moe",)),
+}
+NAMED = {
+    "cutlass_fused_moe": "CUTLASS fused MoE",
+    "trtllm_fp4_block_scale_moe": "FP4 block scale MoE",
+    "trtllm_fp8_block_scale_moe": "FP8 block scale MoE",
+    "trtllm_fp8_per_tensor_scale_moe": "FP8 per-tensor scale MoE",
 }
 
 
@@ -58,3 +68,12 @@ def test_tactics_of_every_product_are_found_and_said(fastest_is_1, name):
     assert (tuned.label, plain.label) == (f"{backend}_autotune", backend)
     assert "tactic" not in plain.facts
     assert not AutoTuner.get().profiling_cache
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_the_documented_line(fastest_is_1, name):
+    backend, kernel, _ = ROUTINES[name]
+    with contract(f"flashinfer.fused_moe.{name}", kernel), unconditional(name, backend):
+        case = case_of(name, f"{CASE} --autotune --backends {backend} -v", dry_run_iters=3)
+        events = list(run_case(case, SingleRank()))
+    assert f"Autotune warmup for {NAMED[name]}: 3 iters" in texts_in(events, "INFO")

@@ -39,7 +39,7 @@ class Tunable(Protocol):
     def autotune(self) -> bool: ...
 
 
-def tuned(case: Tunable, launch: Launch, backend: str = "") -> Launch:
+def tuned(case: Tunable, launch: Launch, backend: str = "", named: str = "") -> Launch:
     """The launch, after its tactics were measured if that is asked for; it says what will run.
 
     The tuner measures at the first call inside its context. Outside, each call asks it again, and gets what was
@@ -49,6 +49,7 @@ def tuned(case: Tunable, launch: Launch, backend: str = "") -> Launch:
     Args:
         launch: writes nothing but outputs, so that calls before the timed ones do no harm.
         backend: by FlashInfer's name.
+        named: what the documents call the kernel; by default the function's name.
     """
     facts: dict[str, Any] = {}
     if case.autotune:
@@ -57,6 +58,7 @@ def tuned(case: Tunable, launch: Launch, backend: str = "") -> Launch:
             launch()
         _wait(launch)
         facts["tuning_ms"] = (perf_counter() - began) * 1e3
+        launch = dataclasses.replace(launch, tuned=named or getattr(launch.fn, "__name__", ""))
     if not case.autotune and backend != "auto":
         return launch
     with _choices() as chosen:

@@ -205,7 +205,8 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
         "tune_max_num_tokens": max(trtllm_call.TUNED_UP_TO, case.num_tokens),
         **ARGUMENTS[case.cutlass_variant](case, problem),
     }
-    return tuning.tuned(case, Launch(flashinfer.fused_moe.cutlass_fused_moe, kwargs=kwargs, mutates=("output",)))
+    launch = Launch(flashinfer.fused_moe.cutlass_fused_moe, kwargs=kwargs, mutates=("output",))
+    return tuning.tuned(case, launch, named="CUTLASS fused MoE")
 
 
 def for_base(case: MoeFlags, problem: Problem) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
         **dict.fromkeys(("gemm1_bias", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias")),
     }
     launch = Launch(flashinfer.fused_moe.trtllm_fp4_block_scale_moe, kwargs=kwargs, mutates=trtllm_call.WRITES)
-    return tuning.tuned(case, launch)
+    return tuning.tuned(case, launch, named="FP4 block scale MoE")
 
 
 @trtllm_fp4_block_scale_moe.backend("triton", requires=launches.triton(lambda case: "NVFP4"), ignores=IGNORED)

@@ -82,7 +82,7 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
         "weight_layout": case.weight_layout,
     }
     launch = Launch(flashinfer.fused_moe.trtllm_fp8_block_scale_moe, kwargs=kwargs, mutates=trtllm_call.WRITES)
-    return tuning.tuned(case, launch)
+    return tuning.tuned(case, launch, named="FP8 block scale MoE")
 
 
 def arranged(case: MoeFlags, weights: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,7 @@ def library(case: MoeFlags, problem: Problem) -> Launch:
         "use_routing_scales_on_input": case.use_routing_scales_on_input,
     }
     launch = Launch(flashinfer.fused_moe.trtllm_fp8_per_tensor_scale_moe, kwargs=kwargs, mutates=trtllm_call.WRITES)
-    return tuning.tuned(case, launch)
+    return tuning.tuned(case, launch, named="FP8 per-tensor scale MoE")
 
 
 @trtllm_fp8_per_tensor_scale_moe.backend("triton", requires=launches.triton(lambda case: "FP8_TENSOR"), ignores=IGNORED)
