@@ -8,6 +8,7 @@ from itertools import groupby
 from flashinfer_perf.core.flags import FlagSpec, shown, specs_of
 from flashinfer_perf.core.options import Options
 from flashinfer_perf.core.routine import Routine
+from flashinfer_perf.report.legend import legend
 from flashinfer_perf.report.markdown import table
 from flashinfer_perf.report.support import CAPABILITIES, differences, runs_on
 
@@ -20,7 +21,7 @@ def sections(routines: Mapping[str, Routine]) -> dict[str, str]:
         "family-flags": _family_flags(routines),
         "support-matrix": _matrix(routines),
         "differences": _differences(routines),
-        "legend": _legend(routines),
+        "legend": legend(backend for routine in routines.values() for backend in routine.backends.values()),
     }
 
 
@@ -74,14 +75,6 @@ def _differences(routines: Mapping[str, Routine]) -> str:
         where = ", ".join(cell.capability for cell in cells)
         rows.append((f"`{routine}`", backend, where, "runs" if runs else "does not run"))
     return table(("Routine", "Backend", "Compute capability", "Here"), rows) if rows else "None."
-
-
-def _legend(routines: Mapping[str, Routine]) -> str:
-    meanings: dict[str, dict[str, None]] = {}
-    for routine in routines.values():
-        for backend in routine.backends.values():
-            meanings.setdefault(backend.name, {})[backend.summary.rstrip(".")] = None
-    return "\n".join(f"- {name}: {'; '.join(texts)}" for name, texts in sorted(meanings.items()))
 
 
 def _spelling(spec: FlagSpec) -> str:
