@@ -167,3 +167,14 @@ def test_each_backend_says_where_it_runs(monkeypatch):
 def test_every_flag_of_upstreams_is_there():
     names = "num_tokens hidden_size num_experts top_k input_dtype quant_dtype real_math intermediate_size"
     assert [*specs_of(MoeCommFlags)][:12] == [*names.split(), "max_num_tokens", "validate", "nvtx", "per_phase_timing"]
+
+
+def test_shown():
+    """In the documents' words: the first two are [INFO] lines under -v."""
+    _, problem = problem_of(NAME, CASE)
+    assert [(line.text, line.level, line.as_info) for line in problem.shown] == [
+        ("ep_size=1, rank=0", 1, True),
+        ("Inter-rank traffic: dispatch=0.000 MiB, combine=0.000 MiB", 1, True),
+        ("hidden.shape = torch.Size([24, 32])", 2, False),
+        ("expert_ids.shape = torch.Size([24, 3])", 2, False),
+    ]

@@ -40,7 +40,7 @@ def triton(format_of: Callable[[MoeFlags], str]) -> tuple[Requirement, ...]:
             return None
         return f"the kernels need hidden_size and a rank's part of intermediate_size divisible by {multiple}"
 
-    sizes = Requirement("hidden_size and intermediate_size divisible by 32, in NVFP4 by 64", unmet)
+    sizes = Requirement("hidden_size and a rank's part of intermediate_size divisible by 32, in NVFP4 by 64, in FP8 blocks by 128", unmet)
     return (capability(minimum="8.9"), triton_installed, sizes)
 
 

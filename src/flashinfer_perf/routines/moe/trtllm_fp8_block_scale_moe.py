@@ -69,7 +69,7 @@ LIMITS: tuple[Requirement, ...] = (
     "trtllm", requires=trtllm_call.requires(*LIMITS), documented=trtllm_call.DOCUMENTED, state=tuning.tuner
 )
 def library(case: MoeFlags, problem: Problem) -> Launch:
-    """TensorRT-LLM's kernels, which apply the activation after the first product."""
+    """TensorRT-LLM's kernels, with weights in the layout that --weight_layout and --use_shuffled_weight name."""
     kwargs = {
         **trtllm_call.call_arguments(case, problem),
         "hidden_states": problem["x"],

@@ -23,10 +23,14 @@ class MoeCommFlags:
         DType.BFLOAT16, choices=(DType.BFLOAT16, DType.FLOAT16), help="Format of the hidden states."
     )
     quant_dtype: str | None = flag(
-        None, choices=("fp8", "nvfp4", "fp8_block_scale"), help="Format that hidden states are sent in."
+        None,
+        choices=("fp8", "nvfp4", "fp8_block_scale"),
+        help="Format that hidden states are sent in; by default their own.",
     )
     real_math: bool = flag(
-        False, help="Run the experts between dispatch and combine; needs --intermediate_size and block scales."
+        False,
+        help="Run the experts between dispatch and combine; needs --intermediate_size, and --quant_dtype nvfp4 or "
+        "fp8_block_scale.",
     )
     intermediate_size: int | None = flag(None, minimum=1, help="Intermediate size of the experts (with --real_math).")
     max_num_tokens: int | None = flag(

@@ -142,7 +142,8 @@ def exchanged(case: MoeCommFlags, make: TensorFactory) -> tuple[Problem, float]:
         facts={"ep_size": ranks.size, "dispatch_bytes": moved.dispatch, "combine_bytes": moved.combine},
         validated=case.validate,
         shown=(
-            Shown("Inter-rank traffic", moved.text, level=1),
+            Shown(f"ep_size={ranks.size}, rank={ranks.rank}", level=1, as_info=True),
+            Shown("Inter-rank traffic", moved.text, level=1, as_info=True),
             Shown("hidden.shape", payload.hidden.shape),
             Shown("expert_ids.shape", expert_ids.shape),
         ),
