@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from flashinfer_perf.checks.close import Close
-from flashinfer_perf.checks.tolerance.rounding import RMS_ROUNDING, SMALLEST, UNIT_ROUNDOFF
+from flashinfer_perf.checks.tolerance.rounding import RMS_ROUNDING, UNIT_ROUNDOFF, for_rows
 from flashinfer_perf.core.dtypes import DType
 
 ATTENTION_ROUNDINGS = 8
@@ -27,13 +27,6 @@ def for_attention(operands: Sequence[DType], output_dtype: DType) -> Close:
     Args:
         operands: formats of query, keys and values.
     """
-    operand, output = max(UNIT_ROUNDOFF[dtype] for dtype in operands), UNIT_ROUNDOFF[output_dtype]
-    typical = RMS_ROUNDING * math.sqrt(ATTENTION_ROUNDINGS) * operand
-    return Close(
-        rtol=output,
-        atol=SMALLEST[output_dtype],
-        of_row=6 * typical,
-        max_relative_l2=1.7 * typical + output,
-        by_row=True,
-        why=f"intermediate results in {' and '.join(dict.fromkeys(map(str, operands)))}, output in {output_dtype}",
-    )
+    typical = RMS_ROUNDING * math.sqrt(ATTENTION_ROUNDINGS) * max(UNIT_ROUNDOFF[dtype] for dtype in operands)
+    formats = " and ".join(dict.fromkeys(map(str, operands)))
+    return for_rows(output_dtype, typical, f"intermediate results in {formats}, output in {output_dtype}")

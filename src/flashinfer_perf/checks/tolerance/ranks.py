@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from flashinfer_perf.checks.close import Close
-from flashinfer_perf.checks.tolerance.rounding import RMS_ROUNDING, SMALLEST, UNIT_ROUNDOFF
+from flashinfer_perf.checks.tolerance.rounding import RMS_ROUNDING, UNIT_ROUNDOFF, for_rows
 from flashinfer_perf.core.dtypes import DType
 
 PAYLOAD_ERROR = {
@@ -29,13 +29,5 @@ def for_sum_of_ranks(dtype: DType, roundings: int) -> Close:
     Args:
         roundings: to the format, from the addends to the output.
     """
-    unit = UNIT_ROUNDOFF[dtype]
-    typical = RMS_ROUNDING * math.sqrt(roundings) * unit
-    return Close(
-        rtol=unit,
-        atol=SMALLEST[dtype],
-        of_row=6 * typical,
-        max_relative_l2=1.7 * typical + unit,
-        by_row=True,
-        why=f"{roundings} roundings to {dtype} of sums over ranks",
-    )
+    typical = RMS_ROUNDING * math.sqrt(roundings) * UNIT_ROUNDOFF[dtype]
+    return for_rows(dtype, typical, f"{roundings} roundings to {dtype} of sums over ranks")

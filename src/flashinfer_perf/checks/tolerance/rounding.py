@@ -59,3 +59,23 @@ def for_rounding(dtype: DType, reduction: int = 1, roundings: int = 1) -> Close:
         max_relative_l2=math.inf,  # follows from the elements' bounds, save where they are as small as atol
         why=f"{roundings} rounding(s) to {dtype} of a sum of {reduction} fp32 terms",
     )
+
+
+def for_rows(dtype: DType, typical: float, why: str, *, worst: float = 6.0, spread: float = 1.7) -> Close:
+    """Errors that add up independently, relative to what a row's elements typically are.
+
+    Args:
+        dtype: of the output, which is rounded at the end.
+        typical: error of an element, relative to the root mean square of its row.
+        worst: of millions of elements, in units of the typical error: six standard deviations.
+        spread: by how much a whole row's error may exceed the typical one, as rows of few terms fluctuate.
+    """
+    unit = UNIT_ROUNDOFF[dtype]
+    return Close(
+        rtol=unit,
+        atol=SMALLEST[dtype],
+        of_row=worst * typical,
+        max_relative_l2=spread * typical + unit,
+        by_row=True,
+        why=why,
+    )
