@@ -52,6 +52,13 @@ def test_fp8_without_vllm(machine, name):
     assert first(FP8, machine) == name
 
 
+@pytest.mark.parametrize("per_out_ch", [False, True])
+def test_fp8_of_sizes_that_our_kernels_do_not_take_goes_to_torch(per_out_ch):
+    """As gpt-oss has on four ranks: n = 720."""
+    assert first(FP8, HOPPER, n=80, per_out_ch=per_out_ch) == "torch"
+    assert first(FP8, HOPPER, n=96, per_out_ch=per_out_ch) == "triton"
+
+
 @pytest.mark.parametrize(
     ("machine", "changes", "name", "activations"),
     [

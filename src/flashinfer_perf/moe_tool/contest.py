@@ -10,7 +10,8 @@ from typing import Any
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.flags import build, specs_of
-from flashinfer_perf.core.requirement import Requirement, capability
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.core.requirement import Requirement
 from flashinfer_perf.core.routine import Routine, Rule
 from flashinfer_perf.lazy import torch
 from flashinfer_perf.moe_tool.flags import MoeFlags
@@ -21,7 +22,6 @@ from flashinfer_perf.routines.moe.cutlass_fused_moe import truth as truth_of_mix
 from flashinfer_perf.routines.moe.flags import MoeFlags as RoutineFlags
 from flashinfer_perf.routines.moe.layer import Layer
 from flashinfer_perf.routines.moe.weights import Drawn, Format
-from flashinfer_perf.routines.ours import triton_installed
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
@@ -36,7 +36,6 @@ RULES = (
 )
 DOCUMENTED_NAMES = {DType.FP8_E4M3: "fp8", DType.NVFP4: "nvfp4"}
 """Of formats, in the formulas of the MoE family."""
-OUR_KERNELS: tuple[Requirement, ...] = (triton_installed, capability(minimum="8.9"))
 
 
 def contestant(make: Callable[[MoeFlags, TensorFactory], Problem]) -> Routine:
@@ -53,6 +52,20 @@ def as_routine(case: MoeFlags, **changes: Any) -> RoutineFlags:
         RoutineFlags, cutlass_fused_moe.specs, {**same, "input_dtype": DType.FLOAT16, **changes}
     )
     return flags
+
+
+def as_in_the_routine(requirement: Requirement, **changes: Any) -> Requirement:
+    """A limit of the routine's, asked with its flags for the same layer."""
+
+    def unmet(machine: Machine, flags: Any) -> str | None:
+        return requirement.unmet(machine, None if flags is None else as_routine(flags, **changes))
+
+    return Requirement(requirement.text, unmet, requirement.on_capability, requirement.on_package)
+
+
+def our_kernels(format: str) -> tuple[Requirement, ...]:
+    """What this project's kernels need for weights of that format."""
+    return tuple(as_in_the_routine(limit) for limit in launches.triton(lambda case: format))
 
 
 def layer_of(case: MoeFlags) -> Layer:
@@ -86,17 +99,8 @@ def by_triton(case: MoeFlags, problem: Problem, format: str, per_token: bool | N
     Args:
         format: name of a member of ``kernels.moe.weights.ExpertFormat``.
     """
-    from flashinfer_perf.kernels.moe.experts import TritonExperts
-
-    plan = TritonExperts(
-        launches.expert_weights(format, problem.tensors),
-        num_tokens=case.num_tokens,
-        top_k=case.top_k,
-        num_experts=case.num_experts,
-        dtype=torch.float16,
-        activation=layer_of(case).activation,
-        per_token=per_token,
-    )
+    how = {"per_token": per_token, "intermediate_scale": None}
+    plan = launches.planned(as_routine(case), problem, layer_of(case), format, **how)
     kwargs = {**problem.tensors, "plan": plan, "output": room(problem)}
     return Launch(launches.mixed_by_triton, kwargs=kwargs, mutates=("output",))
 

@@ -43,7 +43,7 @@ def vllm_triton(case: MoeFlags, problem: Problem) -> Launch:
     return contest.annotated(NAME, vllm.fused_experts(case, problem))
 
 
-@triton_moe.backend("triton", requires=contest.OUR_KERNELS, state=contest.named(NAME))
+@triton_moe.backend("triton", requires=contest.our_kernels("FP8_CHANNEL"), state=contest.named(NAME))
 def triton(case: MoeFlags, problem: Problem) -> Launch:
     """W8A8 by this project's Triton kernels"""
     format = "FP8_CHANNEL" if case.per_out_ch else "FP8_TENSOR"

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flashinfer_perf.core.dtypes import DType
-from flashinfer_perf.core.machine import Machine
-from flashinfer_perf.core.requirement import Requirement, capability, case_rule
+from flashinfer_perf.core.requirement import capability, case_rule
 from flashinfer_perf.moe_tool import contest, eager, vllm
 from flashinfer_perf.moe_tool.flags import MoeFlags
 from flashinfer_perf.moe_tool.ranges import ranged
@@ -19,6 +18,7 @@ from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 
 NAME = "cutlass_moe_fp4"
+VARIANT = "nvfp4"
 
 
 @contest.contestant
@@ -41,28 +41,13 @@ keeps_16_bits = case_rule(
     "activations in 16 bits", lambda case: case.quant_dtype is DType.FLOAT16, "it keeps activations in 16 bits"
 )
 
-in_whole_words = case_rule(
-    "k and n divisible by 64",
-    lambda case: case.hidden_size % 64 == 0 and case.intermediate_size % 64 == 0,
-    "the kernels decode 64 elements at a time: k and n must be divisible by 64",
-)
-
-
-def _as_in_the_routine(requirement: Requirement) -> Requirement:
-    """A limit of the library's, asked with the flags of ``cutlass_fused_moe``."""
-
-    def unmet(machine: Machine, flags: Any) -> str | None:
-        return requirement.unmet(machine, None if flags is None else variant(flags))
-
-    return Requirement(requirement.text, unmet, requirement.on_capability, requirement.on_package)
-
 
 def variant(case: MoeFlags) -> Any:
     """The flags of ``cutlass_fused_moe`` for this layer in NVFP4; the kernel quantises the activations."""
-    return contest.as_routine(case, cutlass_variant="nvfp4")
+    return contest.as_routine(case, cutlass_variant=VARIANT)
 
 
-LIBRARY_LIMITS = tuple(_as_in_the_routine(requirement) for requirement in cutlass.LIMITS)
+LIBRARY_LIMITS = tuple(contest.as_in_the_routine(limit, cutlass_variant=VARIANT) for limit in cutlass.LIMITS)
 
 
 @cutlass_moe_fp4.backend("vllm", requires=(vllm.installed, multiplies_fp4, quantises), state=_vllm_state)
@@ -77,9 +62,7 @@ def flashinfer(case: MoeFlags, problem: Problem) -> Launch:
     return contest.annotated(NAME, cutlass.library(variant(case), problem))
 
 
-@cutlass_moe_fp4.backend(
-    "triton", requires=(*contest.OUR_KERNELS, keeps_16_bits, in_whole_words), state=contest.named(NAME)
-)
+@cutlass_moe_fp4.backend("triton", requires=(*contest.our_kernels("NVFP4"), keeps_16_bits), state=contest.named(NAME))
 def triton(case: MoeFlags, problem: Problem) -> Launch:
     """W4A16 fallback by this project's Triton kernels"""
     return contest.annotated(NAME, contest.by_triton(case, problem, "NVFP4", None))

@@ -118,6 +118,7 @@ def test_the_kernels_get_what_arrived(format, monkeypatch):
         "num_experts": 6,
         "dtype": torch.bfloat16,
         "activation": "Swiglu",
+        "scales_on_input": False,
         "expert_offset": 2,
     }
     rows = tuple(torch.full((30, width), 1) for width in (2, 2, 64, 8))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.requirement import Requirement, capability
 from flashinfer_perf.lazy import torch
@@ -40,7 +41,8 @@ def triton(format_of: Callable[[MoeFlags], str]) -> tuple[Requirement, ...]:
             return None
         return f"the kernels need hidden_size and a rank's part of intermediate_size divisible by {multiple}"
 
-    sizes = Requirement("hidden_size and a rank's part of intermediate_size divisible by 32, in NVFP4 by 64, in FP8 blocks by 128", unmet)
+    text = "hidden_size and a rank's part of intermediate_size divisible by 32, in NVFP4 by 64, in FP8 blocks by 128"
+    sizes = Requirement(text, unmet)
     return (capability(minimum="8.9"), triton_installed, sizes)
 
 
@@ -109,23 +111,42 @@ def by_triton(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> La
     return Launch(routed_by_triton, kwargs=kwargs, mutates=("output", "routing_replay_out"))
 
 
-def planned(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> TritonExperts:
-    """The kernels' plan; a call may have other weights of the same shapes."""
+class Sizes(Protocol):
+    """Of a layer, in any family's flags."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def input_dtype(self) -> DType: ...
+
+
+def planned(case: Sizes, problem: Problem, layer: Layer, format: str, **more: Any) -> TritonExperts:
+    """The kernels' plan; a call may have other weights of the same shapes.
+
+    Args:
+        format: name of a member of ``kernels.moe.weights.ExpertFormat``.
+        more: arguments of ``TritonExperts``, in place of what follows from the case. In FP8 with one scale for a matrix
+            the second product's input has a given scale, unless ``intermediate_scale`` is None.
+    """
     from flashinfer_perf.kernels.moe.experts import TritonExperts
 
-    device = problem["x"].device
-    static = format == "FP8_TENSOR"
-    return TritonExperts(
-        expert_weights(format, problem.tensors),
-        num_tokens=case.num_tokens,
-        top_k=case.top_k,
-        num_experts=case.num_experts,
-        dtype=case.input_dtype.torch,
-        activation=layer.activation,
-        expert_offset=layer.experts.start,
-        intermediate_scale=torch.full((1,), 1 / hidden.BETWEEN_FP8, device=device) if static else None,
-        scales_on_input=layer.weights_on_input,
-    )
+    weights = expert_weights(format, problem.tensors)
+    given = {
+        "num_tokens": case.num_tokens,
+        "top_k": case.top_k,
+        "num_experts": case.num_experts,
+        "dtype": case.input_dtype.torch,
+        "activation": layer.activation,
+        "expert_offset": layer.experts.start,
+        "scales_on_input": layer.weights_on_input,
+    }
+    if format == "FP8_TENSOR":
+        given["intermediate_scale"] = torch.full((1,), 1 / hidden.BETWEEN_FP8, device=weights.w1.device)
+    return TritonExperts(weights, **{**given, **more})
 
 
 def expert_weights(format: str, tensors: Any) -> ExpertWeights:

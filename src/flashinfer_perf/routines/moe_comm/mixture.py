@@ -126,18 +126,9 @@ class ByTriton:
     """
 
     def __init__(self, case: MoeCommFlags, problem: Problem, factor: float, numbers: range, slots: int) -> None:
-        from flashinfer_perf.kernels.moe.experts import TritonExperts
-
         self._factor = factor
-        self._plan = TritonExperts(
-            launches.expert_weights(WEIGHT_FORMATS[str(case.quant_dtype)], problem.tensors),
-            num_tokens=slots,
-            top_k=case.top_k,
-            num_experts=case.num_experts,
-            dtype=case.input_dtype.torch,
-            activation=ACTIVATION,
-            expert_offset=numbers.start,
-        )
+        format, layer = WEIGHT_FORMATS[str(case.quant_dtype)], Layer(ACTIVATION, numbers)
+        self._plan = launches.planned(case, problem, layer, format, num_tokens=slots)
         self._wide = None
         if case.quant_dtype == "nvfp4":
             device = problem["hidden"].device
