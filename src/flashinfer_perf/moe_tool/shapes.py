@@ -62,7 +62,9 @@ def _of_layer(tool: ToolFlags, model: str, tp: int) -> Iterator[Shape]:
 def _admitted(tool: ToolFlags, model: str, tp: int) -> bool:
     preset = PRESETS[model]
     if preset.n % tp:
-        raise InvalidInput(f"--tp-sizes: n = {preset.n} of {model} cannot be divided among {tp} ranks")
+        raise InvalidInput(
+            f"--tp-sizes: n = {preset.n} of {model} cannot be divided among {tp} ranks; give divisors of it"
+        )
     found = (preset.k, preset.n // tp, preset.experts)
     return all(not wanted or value in wanted for value, wanted in zip(found, _wanted(tool), strict=True))
 

@@ -40,7 +40,10 @@ def fused_all_reduce(comm: Any, case: AllReduceFlags, problem: Problem, *, onesh
     if problem.ranks.size == 1:
         raise Unsupported("it needs several ranks; start it with mpirun -np 2, or torchrun")
     if not oneshot and case.num_tokens <= problem.ranks.size:
-        raise Unsupported(f"two shots need more tokens ({case.num_tokens}) than ranks ({problem.ranks.size})")
+        raise Unsupported(
+            f"two shots need more tokens ({case.num_tokens}) than ranks ({problem.ranks.size}); "
+            "use --backends trtllm_oneshot"
+        )
     workspace = _workspace(comm, case, problem)
     x = problem["input"]
     kwargs: dict[str, Any] = {

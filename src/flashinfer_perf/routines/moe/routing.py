@@ -57,7 +57,8 @@ def _refuse_unreachable(router: Router, tensors: Mapping[str, torch.Tensor], wan
         experts = wanted[int(differing.nonzero()[0])].tolist()
         raise InvalidInput(
             f"--routing_skew: the experts {' '.join(map(str, experts))} cannot be chosen together: they lie in more "
-            f"than {router.topk_group} (--topk_group) of the {router.n_group} groups"
+            f"than {router.topk_group} (--topk_group) of the {router.n_group} groups; name experts of fewer groups, or "
+            "raise --topk_group"
         )
 
 

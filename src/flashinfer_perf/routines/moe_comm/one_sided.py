@@ -106,11 +106,11 @@ def demand_nvlink(comm: Any) -> None:
     memory = comm.mnnvl.MnnvlMemory
     memory.initialize()
     if not memory.supports_mnnvl():
-        raise Unsupported("it needs GPUs whose NVLinks are all up, with peer access between them")
+        raise Unsupported("it needs GPUs whose NVLinks are all up, with peer access between them; use --backends nccl")
     try:
         comm.trtllm_moe_alltoall.get_moe_alltoall_module("trtllm")
     except Exception as error:  # whatever a compiler that is missing or too old may lead to
-        raise Unsupported(f"its kernels cannot be built here: {first_line(error)}") from error
+        raise Unsupported(f"its kernels cannot be built here: {first_line(error)}; use --backends nccl") from error
 
 
 @contextlib.contextmanager
