@@ -130,7 +130,7 @@ def test_what_is_refused_is_not_allocated(bench, monkeypatch, tmp_path):
     assert allocated == []
     assert outcome.lines("ERROR")[1] == (
         "Error: needs at least 40.5 MiB (42467328 bytes, up to and including tensor 'x'), "
-        "but 9 MiB (9437184 bytes) are free for inputs"
+        "but 9 MiB (9437184 bytes) are free for inputs; take smaller sizes, or a device with more memory"
     )
     assert {row["backend"]: row["status"] for row in rows_of(path)} == {"cuda": "unsupported", "torch": "out_of_memory"}
 

@@ -26,6 +26,6 @@ def test_does_not_fit_names_the_tensor_and_both_byte_counts():
     error = DoesNotFit("kv_cache", needed_bytes=3 << 30, available_bytes=1536)
     assert str(error) == (
         "needs at least 3 GiB (3221225472 bytes, up to and including tensor 'kv_cache'), "
-        "but 1.5 KiB (1536 bytes) are free for inputs"
+        "but 1.5 KiB (1536 bytes) are free for inputs; take smaller sizes, or a device with more memory"
     )
     assert (error.needed_bytes, error.available_bytes) == (3 << 30, 1536)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from flashinfer_perf.cli.moe_fp4 import main
-from flashinfer_perf.moe_tool.call import moe_fp4
 from flashinfer_perf.moe_tool.measure import bench_run
 from tests.cli.conftest import rows_of
 from tests.moe_tool.layers import Sizes
@@ -41,34 +40,19 @@ def test_the_programme_prints_its_table_and_writes_records(tmp_path, capsys):
     assert [row["in_graph"] for row in rows] == ["False", "True"] * 4
 
 
-def arguments(layer):
-    return dict(
-        a=layer.a,
-        w1_fp4=layer.w1,
-        w2_fp4=layer.w2,
-        topk_weights=layer.weights,
-        topk_ids=layer.ids,
-        m=layer.m,
-        n=layer.n,
-        k=layer.k,
-        e=layer.e,
-        quant_config=layer.config,
-    )
-
-
 @pytest.mark.parametrize("m", [1, 17])
 def test_the_call_for_programmes_is_right(m):
     layer = Sizes(m=m, n=448, k=256, e=16, top_k=8).made("cuda")
-    assert layer.is_right(moe_fp4(**arguments(layer)))
+    assert layer.is_right(layer.call())
 
 
 def test_a_graph_holds_it_and_reads_its_inputs_anew_at_each_replay():
     layer = Sizes(m=16, n=448, k=256, e=16, top_k=8).made("cuda")
-    moe_fp4(**arguments(layer))
+    layer.call()
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.graph(graph, stream=stream):
-        output = moe_fp4(**arguments(layer))
+        output = layer.call()
     layer.a.neg_()
     torch.cuda.synchronize()
     graph.replay()

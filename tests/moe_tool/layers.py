@@ -11,7 +11,7 @@ from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.core.routine import Routine
 from flashinfer_perf.formats import e2m1
 from flashinfer_perf.formats.scale_layout import padded_shape, unswizzle_128x4
-from flashinfer_perf.moe_tool.call import Nvfp4MoeQuantConfig, nvfp4_moe_quant_config
+from flashinfer_perf.moe_tool.call import Nvfp4MoeQuantConfig, moe_fp4, nvfp4_moe_quant_config
 from flashinfer_perf.moe_tool.cases import CONTESTANTS, runnable
 from flashinfer_perf.moe_tool.flags import MoeFlags
 from flashinfer_perf.moe_tool.shapes import Shape
@@ -78,6 +78,22 @@ class Vllm(NamedTuple):
     @property
     def top_k(self) -> int:
         return self.ids.shape[1]
+
+    def call(self, **changes: Any) -> torch.Tensor:
+        """What ``moe_fp4`` makes of it, with other values for some of its arguments."""
+        arguments = dict(
+            a=self.a,
+            w1_fp4=self.w1,
+            w2_fp4=self.w2,
+            topk_weights=self.weights,
+            topk_ids=self.ids,
+            m=self.m,
+            n=self.n,
+            k=self.k,
+            e=self.e,
+            quant_config=self.config,
+        )
+        return moe_fp4(**{**arguments, **changes})
 
     def is_right(self, output: torch.Tensor) -> bool:
         """Within fp16's precision of the whole layer in fp64."""

@@ -10,25 +10,9 @@ from flashinfer_perf.moe_tool.call import moe_fp4, nvfp4_moe_quant_config
 from tests.moe_tool.layers import NVFP4_LAYER
 
 
-def call(layer, **changes):
-    arguments = dict(
-        a=layer.a,
-        w1_fp4=layer.w1,
-        w2_fp4=layer.w2,
-        topk_weights=layer.weights,
-        topk_ids=layer.ids,
-        m=layer.m,
-        n=layer.n,
-        k=layer.k,
-        e=layer.e,
-        quant_config=layer.config,
-    )
-    return moe_fp4(**{**arguments, **changes})
-
-
 def test_it_is_a_mixture_of_experts_in_vllms_order():
     layer = NVFP4_LAYER.made()
-    output = call(layer)
+    output = layer.call()
     assert (output.shape, output.dtype) == (layer.a.shape, torch.float16)
     assert layer.is_right(output)
     assert not layer.is_right(output.roll(1, 0))
@@ -73,15 +57,15 @@ def test_the_documented_programme():
 
 def test_weights_are_brought_into_order_once():
     layer = NVFP4_LAYER.made()
-    first = call(layer)
+    first = layer.call()
     layer.config.w1_scale.view(torch.uint8).zero_()
-    assert torch.equal(call(layer), first)
-    assert call(layer, w1_fp4=layer.w1.clone()).float().norm() == 0
+    assert torch.equal(layer.call(), first)
+    assert layer.call(w1_fp4=layer.w1.clone()).float().norm() == 0
 
 
 def test_ids_of_64_bits_and_weights_of_32_are_taken():
     layer = NVFP4_LAYER.made()
-    assert torch.equal(call(layer, topk_ids=layer.ids.long(), topk_weights=layer.weights.float()), call(layer))
+    assert torch.equal(layer.call(topk_ids=layer.ids.long(), topk_weights=layer.weights.float()), layer.call())
 
 
 @pytest.mark.parametrize(
@@ -96,11 +80,11 @@ def test_ids_of_64_bits_and_weights_of_32_are_taken():
 )
 def test_what_does_not_fit_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        call(NVFP4_LAYER.made(), **changes)
+        NVFP4_LAYER.made().call(**changes)
 
 
 def test_scales_row_by_row_are_refused_where_tiles_are_larger():
     layer = NVFP4_LAYER.made()
     by_rows = replace(layer.config, w2_scale=layer.config.w2_scale[:, :64])
     with pytest.raises(ValueError, match=re.escape("w2_scale must be (4, 128, 12) float8_e4m3fn, not (4, 64, 12)")):
-        call(layer, quant_config=by_rows)
+        layer.call(quant_config=by_rows)

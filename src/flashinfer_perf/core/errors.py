@@ -17,7 +17,8 @@ class DoesNotFit(Exception):
     def __init__(self, tensor: str, needed_bytes: int, available_bytes: int) -> None:
         super().__init__(
             f"needs at least {human_bytes(needed_bytes)} ({needed_bytes} bytes, up to and including tensor "
-            f"{tensor!r}), but {human_bytes(available_bytes)} ({available_bytes} bytes) are free for inputs"
+            f"{tensor!r}), but {human_bytes(available_bytes)} ({available_bytes} bytes) are free for inputs; "
+            "take smaller sizes, or a device with more memory"
         )
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
