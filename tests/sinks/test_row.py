@@ -6,7 +6,7 @@ import pytest
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.record import CheckState, Finding, Status, Verdict
-from flashinfer_perf.core.work import Work
+from flashinfer_perf.core.work import UNCOUNTED, Work
 from flashinfer_perf.sinks.row import row_of, rows_of, text_of
 from tests.fakes import Fake, measurement, record
 
@@ -118,3 +118,8 @@ def test_formats_are_spelled_as_on_the_command_line(fake: Fake):
     """Upstream mixes torch.bfloat16 and bfloat16 in one column."""
     row = row_of(fake.record("--refcheck"))
     assert not [key for key, value in row.items() if "torch." in text_of(value) and key != "reason"]
+
+
+def test_flops_that_are_not_counted_are_not_available():
+    row = row_of(record(measurement=measurement(2.0), work=Work(UNCOUNTED, bytes=4e9)))
+    assert (row["flops"], row["tflops"], row["tb_per_sec"]) == ("N/A", "N/A", 2.0)

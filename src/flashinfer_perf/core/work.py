@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+UNCOUNTED = math.nan
+"""FLOPs of a call that moves data between ranks: by the documents, its lines say ``nan`` and its CSV rows ``N/A``."""
+
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations and bytes that one call has to move at least once, over all ranks."""
+    """Floating-point operations, or UNCOUNTED, and bytes that one call has to move at least once, over all ranks."""
 
     flops: float
     bytes: float

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from flashinfer_perf.core.record import Measurement, Record, Verdict
 from flashinfer_perf.core.statistics import percentile, summarise
+from flashinfer_perf.core.work import Work
 
 
 def row_of(record: Record) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def _identity(record: Record) -> dict[str, Any]:
         "method_id": record.method_id,
         "timestamp": record.timestamp,
         "schema_version": record.schema_version,
-        "flops": record.work.flops if record.work else None,
+        "flops": _counted(record.work, record.work.flops) if record.work else None,
         "bytes": record.work.bytes if record.work else None,
     }
 
@@ -72,7 +74,7 @@ def _times(record: Record) -> dict[str, Any]:
         return {}
     summary = measured.summary
     rates = record.work and {
-        "tflops": record.work.tflops_per_s(summary.median_ms),
+        "tflops": _counted(record.work, record.work.tflops_per_s(summary.median_ms)),
         "tb_per_sec": record.work.tb_per_s(summary.median_ms),
     }
     return {
@@ -99,6 +101,11 @@ def _times(record: Record) -> dict[str, Any]:
         "phases": _phases(measured),
         "ranks": measured.ranks,
     }
+
+
+def _counted(work: Work, value: float) -> float | str:
+    """A number of FLOPs, or the documented word where they are not counted."""
+    return "N/A" if math.isnan(work.flops) else value
 
 
 def _phases(measured: Measurement) -> str:

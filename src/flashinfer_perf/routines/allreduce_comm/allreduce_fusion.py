@@ -8,7 +8,7 @@ from typing import Any
 from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.requirement import capability, host_memory, package
 from flashinfer_perf.core.routine import Fact, routine
-from flashinfer_perf.core.work import Work
+from flashinfer_perf.core.work import UNCOUNTED, Work
 from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.allreduce_comm.flags import WITH_NORM, AllReduceFlags
 from flashinfer_perf.routines.allreduce_comm.library import fused_all_reduce, workspaces_destroyed
@@ -53,7 +53,7 @@ def all_reduce(case: AllReduceFlags, make: TensorFactory) -> Problem:
     return Problem(
         tensors=tensors,
         reference=truth,
-        work=Work(flops=0, bytes=sent),
+        work=Work(UNCOUNTED, bytes=sent),
         checks=dict.fromkeys(outputs, check),
         ranks=ranks,
         facts={"tp_ranks": ranks.size},
