@@ -56,6 +56,17 @@ def test_a_scale_of_zero_makes_its_elements_zeros():
     assert torch.equal(made, prepared(zeros).w2[tuple(changed.T)])
 
 
+def test_the_sign_of_a_scale_goes_to_its_elements():
+    """NVFP4's have none, but E4M3 holds one."""
+    given, opposite = weights(), weights()
+    given.w1_scale[1, 7, 2] |= 0x80
+    opposite.w1[1, 7, 16:24] ^= 0x88
+    made, expected = prepared(given), prepared(opposite)
+    assert torch.equal(made.w1, expected.w1)
+    assert torch.equal(made.w1_scale, expected.w1_scale)
+    assert not torch.equal(made.w1, prepared(weights()).w1)
+
+
 def test_what_is_given_stays_as_it_is_and_what_is_prepared_is_taken():
     given, same = weights(), weights()
     made = prepared(given)

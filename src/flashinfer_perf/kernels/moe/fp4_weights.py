@@ -12,6 +12,9 @@ from flashinfer_perf.kernels.moe.weights import FP4_BLOCK, ExpertWeights
 
 MAGNITUDE = 0x7F
 """Of a scale."""
+SIGN = 0x80
+SIGNS = 0x88
+"""Of a byte's two elements."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,17 @@ def _matrices(
     bytes_ = scale.view(torch.uint8)
     elements, scales = torch.empty_like(packed), torch.empty_like(bytes_)
     for expert in range(len(packed)):
-        own, own_scale = packed[expert][rows], bytes_[expert][rows]
-        zero = (own_scale & MAGNITUDE == 0).repeat_interleave(FP4_BLOCK // 2, dim=1)
-        elements[expert] = words_of(laid_out(own.masked_fill(zero, 0)))
-        scales[expert] = laid_out_scales(scales_of(own_scale))
+        own_scale = bytes_[expert][rows]
+        elements[expert] = words_of(laid_out(_of_positive_scales(packed[expert][rows], own_scale)))
+        scales[expert] = laid_out_scales(scales_of(own_scale & MAGNITUDE))
     return elements, scales
+
+
+def _of_positive_scales(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The bytes for scales without a sign, which the words have no room for; zeros where the scale is zero."""
+    flipped = packed ^ _for_each_byte((scale & SIGN != 0).to(torch.uint8) * SIGNS)
+    return flipped.masked_fill(_for_each_byte(scale & MAGNITUDE == 0), 0)
+
+
+def _for_each_byte(of_block: torch.Tensor) -> torch.Tensor:
+    return of_block.repeat_interleave(FP4_BLOCK // 2, dim=1)

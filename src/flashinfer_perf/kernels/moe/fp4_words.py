@@ -76,6 +76,6 @@ def words_of(packed: torch.Tensor) -> torch.Tensor:
 
 
 def scales_of(scale: torch.Tensor) -> torch.Tensor:
-    """E4M3 bytes to those of scales; negative ones are taken for positive ones, which NVFP4's are."""
+    """E4M3 bytes to those of scales, whose sign is left out."""
     table = torch.tensor([_scale(byte) for byte in range(256)], dtype=torch.uint8, device=scale.device)
     return table[scale.int()]
