@@ -86,8 +86,6 @@ _HOPPER_SCALED = (
     Tuned(45, Tiles(32, 2, ProductTiles(64, 256, 4, 4), ProductTiles(64, 256, 4, 3))),
     Tuned(_ANY, _HOPPER_PLAIN),
 )
-_FEW_FP4_HOPPER = ProductTiles(columns=64, depth=256, warps=4, stages=3)
-_MANY_FP4_HOPPER = ProductTiles(columns=128, depth=64, warps=8, stages=3)
 BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
     (9, 0): {
         ExpertFormat.BF16: (
@@ -107,10 +105,11 @@ BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
             Tuned(_ANY, _HOPPER_BLOCKS),
         ),
         ExpertFormat.NVFP4: (
-            Tuned(0.09, Tiles(16, 8, _FEW_FP4_HOPPER._replace(columns=32), _FEW_FP4_HOPPER)),
-            Tuned(8, Tiles(16, 8, _FEW_FP4_HOPPER, _FEW_FP4_HOPPER._replace(columns=128))),
-            Tuned(45, Tiles(32, 8, _FEW_FP4_HOPPER, _FEW_FP4_HOPPER._replace(columns=128))),
-            Tuned(_ANY, Tiles(128, 4, _MANY_FP4_HOPPER, _MANY_FP4_HOPPER, extra=64)),
+            Tuned(0.088, Tiles(16, 8, ProductTiles(32, 256, 4, 3), ProductTiles(64, 256, 4, 3))),
+            Tuned(0.71, Tiles(16, 8, ProductTiles(128, 256, 4, 3), ProductTiles(128, 128, 4, 4))),
+            Tuned(5.7, Tiles(16, 8, ProductTiles(128, 256, 4, 3), ProductTiles(128, 128, 4, 4))),
+            Tuned(45, Tiles(32, 8, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 4, 3))),
+            Tuned(_ANY, Tiles(128, 4, ProductTiles(64, 128, 4, 2), ProductTiles(128, 128, 8, 2), extra=64)),
         ),
     },
 }
