@@ -59,10 +59,11 @@ def test_every_backend_that_runs_here_is_right(name, flags):
 
 
 @pytest.mark.parametrize("clock", ["--use_cuda_events", "--use_cuda_events --no_cuda_graph"])
+@pytest.mark.parametrize("tokens", [8, 512])
 @pytest.mark.parametrize("name", ["cutlass_fused_moe", *EACH])
-def test_by_other_clocks_and_on_rotated_weights(name, clock):
-    """A layer so small that weights are rotated."""
-    small = "--hidden_size 256 --intermediate_size 128 --num_experts 8 --top_k 2 --num_tokens 8"
+def test_by_other_clocks_and_on_rotated_weights(name, tokens, clock):
+    """A layer so small that weights are rotated, and loads of both kinds of kernels."""
+    small = f"--hidden_size 256 --intermediate_size 128 --num_experts 8 --top_k 2 --num_tokens {tokens}"
     assert_all_right(name, f"{small} {clock}")
 
 

@@ -45,7 +45,8 @@ def passes(format: str, offset: int = 0) -> bool:
     weights = local.draw()
     problem = Problem({**weights, "hidden": payload.hidden}, dict, None, {}, SingleRank())  # type: ignore[arg-type]
     out = torch.full((SLOTS, SIZE), 7.0, dtype=torch.bfloat16)
-    ByTriton(case, problem, factor, local.numbers, SLOTS)((ids, routing, *payload), out, **weights)
+    experts = ByTriton(case, problem, factor, local.numbers, SLOTS)
+    experts((ids, routing, *payload), out, **experts.weights)
     asked = torch.where(ids >= 2, ids + offset, EXPERTS)
     here = torch.where((asked >= 2) & (asked < EXPERTS), asked, 2).long()
     truth = local.truth(wire.decode(payload, factor), here, torch.where((asked >= 2) & (asked < EXPERTS), routing, 0))

@@ -40,7 +40,8 @@ def called() -> bool:
     plan = call.planned(weights, layer.m, layer.top_k, layer.e, torch.float16)
     assert isinstance(plan, TritonExperts)
     output = torch.empty_like(layer.a)
-    call.launches.mixed_by_triton(plan, layer.ids, layer.weights.float(), output, x=layer.a, **weights)
+    held = call.launches.weights_of(plan)
+    call.launches.mixed_by_triton(plan, layer.ids, layer.weights.float(), output, x=layer.a, **held)
     return layer.is_right(output)
 
 

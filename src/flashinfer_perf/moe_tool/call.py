@@ -101,7 +101,7 @@ def moe_fp4(
         return output
     key = ("plan", w1_fp4.data_ptr(), w2_fp4.data_ptr(), m, topk_ids.shape[1], a.dtype)
     plan = _once(quant_config, key, lambda: planned(weights, m, topk_ids.shape[1], e, a.dtype))
-    launches.mixed_by_triton(plan, **routed, output=output, x=a, **weights)
+    launches.mixed_by_triton(plan, **routed, output=output, x=a, **launches.weights_of(plan))
     return output
 
 

@@ -101,7 +101,7 @@ def by_triton(case: MoeFlags, problem: Problem, format: str, per_token: bool | N
     """
     how = {"per_token": per_token, "intermediate_scale": None}
     plan = launches.planned(as_routine(case), problem, layer_of(case), format, **how)
-    kwargs = {**problem.tensors, "plan": plan, "output": room(problem)}
+    kwargs = {**problem.tensors, **launches.weights_of(plan), "plan": plan, "output": room(problem)}
     return Launch(launches.mixed_by_triton, kwargs=kwargs, mutates=("output",))
 
 

@@ -96,6 +96,9 @@ class Plan:
     def __init__(self, weights, **how):
         self.weights, self.how, self.calls = weights, how, []
 
+    def use(self, weights):
+        self.weights = weights
+
     def __call__(self, x, ids, routing, out, *, x_scale):
         self.calls.append((x, ids, routing, out, x_scale))
 

@@ -105,6 +105,12 @@ class TritonExperts:
         self._plan_sorting(device)
         self._plan_rows(input_scale, intermediate_scale, per_token)
 
+    def use(self, weights: ExpertWeights) -> None:
+        """Takes others of the same shapes for the calls to come, in the form that ``weights`` of this has."""
+        self.weights = weights
+        if self._on_hopper is not None:
+            self._on_hopper.use(weights)
+
     def __call__(
         self,
         x: torch.Tensor,

@@ -60,10 +60,14 @@ class HopperExperts:
         unused = min(pairs, weights.num_experts) * (PART.value - 1)
         room = triton.cdiv(pairs + unused, PART.value) * PART.value
         self._plan_rows(max(room, PART.value), device)
-        self._first = self._product("w1", self._spread, self._inner, tiles.first, gated=self._gated)
-        self._second = self._product("w2", self._second_input.elements, self._products, tiles.second, gated=False)
+        self._plan_products()
         self._count = torch.full((1,), mixture.num_tokens, dtype=torch.int32, device=device)
         self._width = width_of(weights.hidden_size)
+
+    def use(self, weights: ExpertWeights) -> None:
+        """As ``TritonExperts`` has it."""
+        self.mixture = self.mixture._replace(weights=weights)
+        self._plan_products()
 
     def __call__(
         self,
@@ -149,6 +153,11 @@ class HopperExperts:
         self._intermediate = torch.empty(written, weights.intermediate_size, dtype=mixture.dtype, device=device)
         self._inner = self._second_input.elements if form == "given" else self._intermediate
         self._products = torch.empty(room, hidden, dtype=mixture.dtype, device=device)
+
+    def _plan_products(self) -> None:
+        first, second = self.tiles.first, self.tiles.second
+        self._first = self._product("w1", self._spread, self._inner, first, gated=self._gated)
+        self._second = self._product("w2", self._second_input.elements, self._products, second, gated=False)
 
     def _product(self, name: str, x: torch.Tensor, out: torch.Tensor, tiles: HopperProduct, *, gated: bool) -> _Product:
         w = getattr(self.mixture.weights, name)

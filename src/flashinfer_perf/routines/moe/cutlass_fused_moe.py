@@ -265,7 +265,7 @@ def kernels_of(case: MoeFlags) -> str:
 def triton_kernels(case: MoeFlags, problem: Problem) -> Launch:
     """This project's Triton kernels; NVFP4 weights meet 16-bit hidden states."""
     plan = launches.planned(case, problem, layer_of(case), kernels_of(case))
-    kwargs = {**arguments(case, problem), "plan": plan}
+    kwargs = {**arguments(case, problem), **launches.weights_of(plan), "plan": plan}
     return Launch(launches.mixed_by_triton, kwargs=kwargs, mutates=("output",))
 
 

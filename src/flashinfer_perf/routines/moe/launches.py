@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +48,7 @@ def triton(format_of: Callable[[MoeFlags], str]) -> tuple[Requirement, ...]:
 
 
 SCALES = ("w1_scale", "w2_scale", "w1_global", "w2_global")
+WEIGHTS = ("w1", "w2", *SCALES)
 TAKEN = ("x", "x_scale", "w1", "w2", *SCALES, "routing_logits", "routing_bias")
 """Of a problem's tensors, those that these launches read."""
 
@@ -107,7 +109,8 @@ def by_triton(case: MoeFlags, problem: Problem, layer: Layer, format: str) -> La
         routed_scaling_factor=router.scaling,
     )
     weights = torch.empty(case.num_tokens, case.top_k, device=problem["x"].device)
-    kwargs["plan"] = Routed(route, planned(case, problem, layer, format), weights)
+    experts = planned(case, problem, layer, format)
+    kwargs |= {**weights_of(experts), "plan": Routed(route, experts, weights)}
     return Launch(routed_by_triton, kwargs=kwargs, mutates=("output", "routing_replay_out"))
 
 
@@ -125,7 +128,7 @@ class Sizes(Protocol):
 
 
 def planned(case: Sizes, problem: Problem, layer: Layer, format: str, **more: Any) -> TritonExperts:
-    """The kernels' plan; a call may have other weights of the same shapes.
+    """The kernels' plan; a call may have copies of its weights (``weights_of``).
 
     Args:
         format: name of a member of ``kernels.moe.weights.ExpertFormat``.
@@ -157,6 +160,12 @@ def expert_weights(format: str, tensors: Any) -> ExpertWeights:
     return ExpertWeights(ExpertFormat[format], tensors["w1"], tensors["w2"], **scales)
 
 
+def weights_of(plan: TritonExperts) -> dict[str, torch.Tensor]:
+    """Arguments of a call: the weights by name, in the form that the kernels read."""
+    found = {name: getattr(plan.weights, name) for name in WEIGHTS}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
 class Routed:
     """A router's kernel, then the experts' kernels, with the routing weights between them."""
 
@@ -183,7 +192,7 @@ def mix(
     output: torch.Tensor,
 ) -> None:
     """One call with these weights: a timer goes through several copies of them."""
-    experts.weights = expert_weights(experts.weights.format.name, tensors)
+    experts.use(dataclasses.replace(experts.weights, **{name: tensors[name] for name in weights_of(experts)}))
     experts(tensors["x"], chosen, weights, output, x_scale=tensors.get("x_scale"))
 
 

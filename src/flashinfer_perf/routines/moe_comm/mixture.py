@@ -119,7 +119,7 @@ def _by_torch(
 
 
 class ByTriton:
-    """Experts by this project's kernels; all workspace is made here.
+    """Experts by this project's kernels; all workspace is made here. A call gets ``weights``, or copies of them.
 
     Args:
         slots: rows of every call, those without a token included.
@@ -129,6 +129,7 @@ class ByTriton:
         self._factor = factor
         format, layer = WEIGHT_FORMATS[str(case.quant_dtype)], Layer(ACTIVATION, numbers)
         self._plan = launches.planned(case, problem, layer, format, num_tokens=slots)
+        self.weights = launches.weights_of(self._plan)
         self._wide = None
         if case.quant_dtype == "nvfp4":
             device = problem["hidden"].device

@@ -13,7 +13,7 @@ from flashinfer_perf.checks import tolerance
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.requirement import capability, host_memory
 from flashinfer_perf.core.routine import Fact, Rule, routine
-from flashinfer_perf.core.work import Work
+from flashinfer_perf.core.work import UNCOUNTED, Work
 from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.moe_comm import one_sided
 from flashinfer_perf.routines.moe_comm.backends import (
@@ -24,6 +24,7 @@ from flashinfer_perf.routines.moe_comm.backends import (
     whole_words,
 )
 from flashinfer_perf.routines.moe_comm.calls import COMBINE, DISPATCH, KERNEL, launch_over
+from flashinfer_perf.routines.moe_comm.exchange import Exchange
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
 from flashinfer_perf.routines.moe_comm.mixture import (
     SIZE_MULTIPLES,
@@ -135,8 +136,8 @@ def exchanged(case: MoeCommFlags, make: TensorFactory) -> tuple[Problem, float]:
     problem = Problem(
         tensors=tensors,
         reference=lambda expert_ids, **_: {"out": sum_of_answers(expert_ids, experts, case.hidden_size)},
-        work=Work(flops=0, bytes=sum(moved)),
-        phase_work={DISPATCH: Work(0, moved.dispatch), COMBINE: Work(0, moved.combine)},
+        work=Work(UNCOUNTED, bytes=sum(moved)),
+        phase_work={DISPATCH: Work(UNCOUNTED, moved.dispatch), COMBINE: Work(UNCOUNTED, moved.combine)},
         checks={"out": Validated(tolerance.EXACT, validation)},
         ranks=ranks,
         facts={"ep_size": ranks.size, "dispatch_bytes": moved.dispatch, "combine_bytes": moved.combine},
@@ -167,7 +168,6 @@ def with_experts(case: MoeCommFlags, make: TensorFactory, problem: Problem, fact
         problem,
         tensors={**problem.tensors, **local.draw(), "factor": torch.tensor([factor], device=make.device)},
         reference=truth,
-        work=replace(problem.work, flops=work.flops),
         phase_work={DISPATCH: problem.phase_work[DISPATCH], KERNEL: work, COMBINE: problem.phase_work[COMBINE]},
         checks={"out": replace(check, output=allowed(case, ranks.size))},
     )
@@ -200,7 +200,7 @@ def moe_alltoall(case: MoeCommFlags, problem: Problem) -> Launch:
         columns=case.hidden_size,
         dtype=case.input_dtype.torch,
     )
-    return launch_over(case, problem, exchange, _triton_experts(case, problem))
+    return _with_triton(case, problem, exchange)
 
 
 @moe_a2a.backend("nccl", requires=(between_gpus, nccl_available))
@@ -211,7 +211,7 @@ def nccl(case: MoeCommFlags, problem: Problem) -> Launch:
     packs = worth_packing(experts, case.top_k, case.num_tokens, row_bytes(case).dispatch)
     if packs and not case.real_math:  # experts are planned for a fixed number of rows
         return launch_over(case, problem, packed(case, problem, group))
-    return launch_over(case, problem, whole(case, problem, group), _triton_experts(case, problem))
+    return _with_triton(case, problem, whole(case, problem, group))
 
 
 @moe_a2a.backend("gloo", requires=(host_memory,), ignores=("nvtx",))
@@ -222,12 +222,13 @@ def gloo(case: MoeCommFlags, problem: Problem) -> Launch:
     return launch_over(case, problem, packed(case, problem, None), compute)
 
 
-def _triton_experts(case: MoeCommFlags, problem: Problem) -> ByTriton | None:
-    """The experts of this rank, for exchanges with a slot for every token of every rank."""
+def _with_triton(case: MoeCommFlags, problem: Problem, exchange: Exchange) -> Launch:
+    """A call over an exchange with a slot for every token of every rank, with this rank's experts if asked for."""
     if not case.real_math:
-        return None
+        return launch_over(case, problem, exchange)
     slots = problem.ranks.size * case.num_tokens
-    return ByTriton(case, problem, float(problem["factor"]), _own(case, problem), slots)
+    compute = ByTriton(case, problem, float(problem["factor"]), _own(case, problem), slots)
+    return launch_over(case, replace(problem, tensors={**problem.tensors, **compute.weights}), exchange, compute)
 
 
 def _own(case: MoeCommFlags, problem: Problem) -> range:
