@@ -27,6 +27,8 @@ STAGES = gl.constexpr(4)
 # Of one signature: Triton 3.9 has the first names only, 3.6 the second.
 copy_in = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 copy_out = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+_view = gl.shared_memory_descriptor
+reinterpret = _view.reinterpret if hasattr(_view, "reinterpret") else _view._reinterpret
 NEIGHBOURS = gl.constexpr(8)
 """Rows of tiles that are walked down before the next column, so that both operands stay in L2."""
 TILE_ROWS = PART.value * PARTS.value

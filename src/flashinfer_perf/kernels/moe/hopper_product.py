@@ -26,6 +26,7 @@ from flashinfer_perf.kernels.gemm_fp8_hopper import (
     REGISTERS_TO_MULTIPLY,
     copy_in,
     copy_out,
+    reinterpret,
 )
 from flashinfer_perf.kernels.moe import activations, rows
 
@@ -255,7 +256,7 @@ def hopper_product(
     BOXES: gl.constexpr = 2 if GATED else 1
     x_ring = gl.allocate_shared_memory(x.dtype, [STAGES * PARTS, PART, BLOCK], x.layout)
     w_ring = gl.allocate_shared_memory(w.dtype, [STAGES * BOXES, COLUMNS // BOXES, BLOCK], w.layout)
-    w_tiles = w_ring._reinterpret(w.dtype, [STAGES, COLUMNS, BLOCK], w.layout)
+    w_tiles = reinterpret(w_ring, w.dtype, [STAGES, COLUMNS, BLOCK], w.layout)
     out_rooms = gl.allocate_shared_memory(out.dtype, [PARTS, out.block_shape[0], out.block_shape[1]], out.layout)
     filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     emptied = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

@@ -35,6 +35,7 @@ def reduce_pairs(
             row = pair
             expert = tl.load(topk_ids + pair) - first_expert
             local = (expert >= 0) & (expert < experts)
-        value = tl.load(y + row.to(tl.int64) * columns + column, inside & local, 0.0).to(tl.float32)
+        present = tl.where(local, inside, False)  # Triton 3.9's interpreter takes no AND of the two for a mask
+        value = tl.load(y + row.to(tl.int64) * columns + column, present, 0.0).to(tl.float32)
         total += value * tl.load(topk_weights + pair) if WEIGHTED else value
     tl.store(out + token.to(tl.int64) * columns + column, total.to(out.dtype.element_ty), inside)
