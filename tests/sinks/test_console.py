@@ -159,15 +159,20 @@ def test_on_a_cpu_the_gpu_is_called_cpu(fake: Fake):
 @pytest.mark.parametrize(
     ("flags", "shown"),
     [
-        ("", ["INFO", "WARNING", "ERROR", "REFCHECK"]),
-        ("-v", ["INFO", "WARNING", "ERROR", "REFCHECK", "VERBOSE"]),
-        ("-vv", ["INFO", "WARNING", "ERROR", "REFCHECK", "VERBOSE", "VVERBOSE"]),
+        ("", ["INFO", "WARNING", "ERROR", "REFCHECK", "VALIDATE"]),
+        ("-v", ["INFO", "WARNING", "ERROR", "REFCHECK", "VALIDATE", "VERBOSE"]),
+        ("-vv", ["INFO", "WARNING", "ERROR", "REFCHECK", "VALIDATE", "VERBOSE", "VVERBOSE"]),
     ],
 )
 def test_messages_are_shown_by_their_severity(fake: Fake, flags: str, shown: list[str]):
     messages = [Message(severity, "x = 1") for severity in Severity]
     lines = printed(started(fake, flags), *messages)
     assert [line for line in lines if line.endswith("x = 1")] == [f"[{severity}] x = 1" for severity in shown]
+
+
+def test_a_message_about_a_rank_names_it(fake: Fake):
+    message = Message(Severity.VALIDATE, "ERROR: x", rank=1)
+    assert printed(started(fake), message)[-1] == "[VALIDATE][Rank 1] ERROR: x"
 
 
 def test_each_case_has_its_own_verbosity(fake: Fake):

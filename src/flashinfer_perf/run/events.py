@@ -15,17 +15,30 @@ class Severity(str, enum.Enum):
     WARNING = "WARNING"
     ERROR = "ERROR"
     REFCHECK = "REFCHECK"
+    VALIDATE = "VALIDATE"
     VERBOSE = "VERBOSE"
     VVERBOSE = "VVERBOSE"
 
 
 @dataclass(frozen=True)
 class Message:
-    """A line for the reader; VERBOSE and VVERBOSE need -v and -vv. ``once``: not again in the same run."""
+    """A line for the reader; VERBOSE and VVERBOSE need -v and -vv.
+
+    Attributes:
+        once: not again in the same run.
+        rank: the one among several that it is about, where the line is to name it.
+    """
 
     severity: Severity
     text: str
     once: bool = False
+    rank: int | None = None
+
+    @property
+    def line(self) -> str:
+        """``[INFO] text``, or ``[VALIDATE][Rank 1] text``."""
+        whose = "" if self.rank is None else f"[Rank {self.rank}]"
+        return f"[{self.severity.value}]{whose} {self.text}"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Console:
                 self._print(line)
         elif isinstance(event, Message):
             if self._verbosity >= NEEDS_VERBOSITY.get(event.severity, 0):
-                self._print(f"[{event.severity.value}] {event.text}")
+                self._print(event.line)
         else:
             for line in perf_lines(event):
                 self._print(line)
