@@ -333,6 +333,35 @@ def test_remarks_are_told_as_they_are():
     assert (texts_in(events, "INFO"), texts_in(verbose, "INFO")) == ([], ["all of it"])
 
 
+def closed(case: FakeFlags, make: Any) -> Problem:
+    closing = (Shown("all ranks together", level=0, as_info=True), Shown("Rows", 4, level=1))
+    return dataclasses.replace(make_fake(case, make), closing=closing)
+
+
+def test_closing_lines_follow_the_last_backend():
+    with fake_routine(make=closed) as fake:
+        fake.add("a")
+        fake.add("b")
+        events = fake.events("--backends a b")
+    assert kinds(events)[-3:] == ["record b ok", "INFO", "VERBOSE"]
+    assert texts_in(events)[-2:] == ["all ranks together", "Rows: 4"]
+
+
+def test_closing_lines_outlive_a_problem_that_a_backend_spoilt():
+    def spoils(x: torch.Tensor, **tensors: torch.Tensor) -> None:
+        x.add_(1)
+
+    with fake_routine(make=closed) as fake:
+        fake.add("spoils", spoils)
+        assert "all ranks together" in texts_in(fake.events("--allow_output_mismatch"))
+
+
+def test_without_a_time_there_is_nothing_to_close():
+    with fake_routine(make=closed) as fake:
+        fake.add("fails", raising(ValueError("x")))
+        assert "all ranks together" not in texts_in(fake.events())
+
+
 # ---- no hint ----
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.run.problem import Problem, Shown
+from flashinfer_perf.run.problem import Problem, Shown, messages
 from flashinfer_perf.run.ranks import SingleRank
 
 
@@ -35,6 +35,18 @@ def test_shown_lines_read_as_the_documents_have_them():
     assert Shown("out_tensor.dtype", torch.float8_e4m3fn).text == "out_tensor.dtype = torch.float8_e4m3fn"
     assert Shown("layout", "128x4").text == "layout = '128x4'"
     assert Shown("Average actual seq len", 327, level=1).text == "Average actual seq len: 327"
+
+
+def test_lines_become_messages_and_those_that_are_info_only_where_they_are_wanted():
+    lines = [
+        Shown("x.shape", 3),
+        Shown("Rows", 4, level=1),
+        Shown("for -v", level=1, as_info=True),
+        Shown("always", level=0, as_info=True),
+    ]
+    told = ["[VVERBOSE] x.shape = 3", "[VERBOSE] Rows: 4", "[INFO] for -v", "[INFO] always"]
+    assert [message.line for message in messages(lines, verbosity=1)] == told
+    assert [message.line for message in messages(lines, verbosity=0)] == [*told[:2], told[3]]
 
 
 def test_a_remark_is_a_label_without_a_value():

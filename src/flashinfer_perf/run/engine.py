@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -25,7 +25,7 @@ from flashinfer_perf.run.failure import classify
 from flashinfer_perf.run.fingerprint import Fingerprints
 from flashinfer_perf.run.judge import mismatch_reason
 from flashinfer_perf.run.placement import machine_of
-from flashinfer_perf.run.problem import Outputs, Problem
+from flashinfer_perf.run.problem import Outputs, Problem, Shown, messages
 from flashinfer_perf.run.ranks import Ranks, in_step
 from flashinfer_perf.run.selection import Refused, Selection, one_that_works, select
 
@@ -67,6 +67,9 @@ class _CaseRun:
     truth: Mapping[str, Any] | None = None
     first_passed: tuple[str, Outputs] | None = None
     something_ran: bool = False
+    closing: Sequence[Shown] = ()
+    """Of the problem; to be said once something is timed."""
+    something_timed: bool = False
 
     def events(self) -> Iterator[Event]:
         selection = self.selection
@@ -85,6 +88,8 @@ class _CaseRun:
         yield from self._first_that_works() if selection.by_default else self._all_that_can()
         if not self.something_ran:
             yield self._nothing_ran()
+        if self.something_timed:
+            yield from messages(self.closing, self.case.options.verbose)
 
     def _all_that_can(self) -> Iterator[Event]:
         for backend in self.selection.runnable:
@@ -108,7 +113,8 @@ class _CaseRun:
         case = self.case
         make = TensorFactory(self.machine.device, case.options.random_seed, free_bytes(self.machine), self.ranks)
         problem = self.problem = in_step(self.ranks, lambda: case.routine.make(case.flags, make))
-        yield from _shown(problem, case.options.verbose)
+        self.closing = problem.closing
+        yield from messages(problem.shown, case.options.verbose)
         if (case.options.refcheck or problem.validated) and self.truth is None:
             self.truth = in_step(self.ranks, problem.truth)
         self.inputs = Fingerprints(problem.tensors)
@@ -149,6 +155,7 @@ class _CaseRun:
         self.something_ran |= status is not Status.UNSUPPORTED
         if run is None:
             return _record(self.case, self.machine, backend.name, status, reason, backend.ignores)
+        self.something_timed |= run.measurement is not None
         if run.verdict.state is CheckState.PASSED and self.first_passed is None and run.outputs is not None:
             self.first_passed = (backend.name, run.outputs)
         if run.inputs_changed:  # all hold the spoilt tensors, a truth that can be asked again too: two sets may not fit
@@ -203,15 +210,6 @@ class _CaseRun:
                 yield Message(Severity.INFO, f"{backend.name} {unheeded}")
             else:
                 yield Message(Severity.WARNING, f"--{name} is ignored by backend {backend.name}.")
-
-
-def _shown(problem: Problem, verbosity: int) -> Iterator[Event]:
-    """The problem's lines; sinks print [INFO] whatever the verbosity."""
-    for line in problem.shown:
-        if not line.as_info:
-            yield Message(Severity.VERBOSE if line.level == 1 else Severity.VVERBOSE, line.text)
-        elif verbosity >= line.level:
-            yield Message(Severity.INFO, line.text)
 
 
 def release_memory(machine: Machine) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flashinfer_perf.core.record import Finding
 from flashinfer_perf.core.work import Work
+from flashinfer_perf.run.events import Message, Severity
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def no_remarks(backend: str, outputs: Outputs) -> Sequence[str]:
 @dataclass(frozen=True)
 class Shown:
     """A line for the curious: ``[VVERBOSE] label = value``, or at level 1 ``[VERBOSE] label: value``; a remark is a
-    label without a value. The documents print some of those for -v as ``[INFO]``.
+    label without a value. The documents print some of those for -v as ``[INFO]``, and at level 0 always.
     """
 
     label: str
@@ -60,6 +61,15 @@ class Shown:
         return f"{self.label}: {self.value}" if self.level == 1 else f"{self.label} = {self.value!r}"
 
 
+def messages(lines: Iterable[Shown], verbosity: int) -> Iterator[Message]:
+    """Lines for the sinks, which print [INFO] whatever the verbosity."""
+    for line in lines:
+        if not line.as_info:
+            yield Message(Severity.VERBOSE if line.level == 1 else Severity.VVERBOSE, line.text)
+        elif verbosity >= line.level:
+            yield Message(Severity.INFO, line.text)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a routine makes of a case.
@@ -70,6 +80,7 @@ class Problem:
         work: FLOPs and bytes by the documented formula.
         checks: one for each output; the reference, the checks and a launch's outputs share their names.
         shown: lines for -v and -vv, in order.
+        closing: lines below the results, where there are any.
         remarks: of a backend's name and the outputs of its first call: lines for -vv with --refcheck.
         facts: values for the columns that the routine declares.
         phase_work: the work of the phases of a launch that has several, by their names.
@@ -82,6 +93,7 @@ class Problem:
     checks: Mapping[str, Check]
     ranks: Ranks
     shown: Sequence[Shown] = ()
+    closing: Sequence[Shown] = ()
     remarks: Callable[[str, Outputs], Iterable[str]] = no_remarks
     facts: Mapping[str, Any] = field(default_factory=dict)
     phase_work: Mapping[str, Work] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from flashinfer_perf.routines.moe_comm.calls import NO_CUPTI
 from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
 from flashinfer_perf.routines.moe_comm.moe_a2a_dispatch_combine import moe_a2a
 from flashinfer_perf.run.factory import TensorFactory
+from flashinfer_perf.run.problem import messages
 from tests.routines.harness import (
     GIBIBYTE,
     assert_caught,
@@ -180,4 +181,13 @@ def test_shown():
         ("Inter-rank traffic: dispatch=0.000 MiB, combine=0.000 MiB", 1, True),
         ("hidden.shape = torch.Size([24, 32])", 2, False),
         ("expert_ids.shape = torch.Size([24, 3])", 2, False),
+    ]
+
+
+def test_the_last_line_says_what_the_figures_are_of():
+    """It begins as documented; that a sample is the slowest rank's time is this program's own rule."""
+    _, problem = problem_of(NAME, CASE)
+    assert [message.line for message in messages(problem.closing, verbosity=0)] == [
+        "[INFO] The reported achieved tflops/tb_per_sec is the aggregate FLOPS/bandwidth of all participating ranks, "
+        "over each iteration's time on its slowest rank."
     ]

@@ -48,6 +48,12 @@ from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem, Shown
 from flashinfer_perf.run.process_group import join_process_group, nccl_group
 
+AGGREGATE = (
+    "The reported achieved tflops/tb_per_sec is the aggregate FLOPS/bandwidth of all participating ranks, over each "
+    "iteration's time on its slowest rank."
+)
+"""Upstream's line speaks of rank 0's times, though it prints the slowest rank's, too."""
+
 
 @routine(
     "moe_a2a_dispatch_combine",
@@ -148,6 +154,7 @@ def exchanged(case: MoeCommFlags, make: TensorFactory) -> tuple[Problem, float]:
             Shown("hidden.shape", payload.hidden.shape),
             Shown("expert_ids.shape", expert_ids.shape),
         ),
+        closing=(Shown(AGGREGATE, level=0, as_info=True),),
     )
     return problem, factor
 
