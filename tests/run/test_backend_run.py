@@ -337,6 +337,40 @@ def test_a_mismatch_that_is_allowed_is_timed(fake: Fake):
     assert record.measurement is not None
 
 
+def validated(case: FakeFlags, make: Any) -> Problem:
+    return replace(make_fake(case, make), validated=True)
+
+
+PASSED, FAILED = "PASSED: All ranks validated successfully", "FAILED: Validation errors detected"
+WRONG = "ERROR: Output tensor mismatch from backend a: 24/24 (100.00%) elements differ "
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flags", "begin", "errors", "timed"),
+    [
+        (right, "", [PASSED], [], True),
+        (zeros, "", [WRONG, FAILED], ["Validation failed. Aborting benchmark."], False),
+        (zeros, "--allow_output_mismatch", [WRONG, FAILED], [], True),
+        (from_call(3, zeros), "", [PASSED, WRONG, FAILED], [], True),
+    ],
+)
+def test_a_validation_is_told_from_its_start_to_its_result(kernel, flags, begin, errors, timed):
+    with fake_routine(make=validated) as fake:
+        fake.add("a", kernel)
+        events = fake.events(flags)
+    assert texts_in(events, "INFO") == ["Running validation before benchmarking..."]
+    told = texts_in(events, "VALIDATE")
+    assert [text.startswith(start) for text, start in zip(told, begin, strict=True)] == [True] * len(begin)
+    assert texts_in(events, "ERROR") == errors
+    (record,) = records_in(events)
+    assert (record.measurement is not None) == timed
+
+
+def test_a_check_that_is_no_validation_has_other_words(fake: Fake):
+    fake.add("a")
+    assert texts_in(fake.events("--refcheck"), "INFO", "VALIDATE") == []
+
+
 def test_a_mismatch_is_reported_once_though_it_is_seen_twice(fake: Fake):
     fake.add("a", zeros)
     events = fake.events("--refcheck --allow_output_mismatch")

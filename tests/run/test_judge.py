@@ -9,7 +9,16 @@ import torch
 from flashinfer_perf.checks.exact import Exact
 from flashinfer_perf.core.record import CheckState, Finding, TensorStatistics, Verdict
 from flashinfer_perf.core.work import Work
-from flashinfer_perf.run.judge import agreement, judge, mismatch_reason, probe, report, touched_inputs, verdict_of
+from flashinfer_perf.run.judge import (
+    agreement,
+    conclusion,
+    judge,
+    mismatch_reason,
+    probe,
+    report,
+    touched_inputs,
+    verdict_of,
+)
 from flashinfer_perf.run.launch import Launch
 from flashinfer_perf.run.problem import Problem
 from flashinfer_perf.run.ranks import SingleRank
@@ -78,7 +87,14 @@ def test_a_mismatch_keeps_the_failed_findings_and_a_pass_all_of_them():
 
 def test_one_ranks_mismatch_is_everybodys():
     verdicts = on_two_ranks(lambda ranks: verdict_of([BAD if ranks.rank == 1 else GOOD], True, ranks))
-    assert [(verdict.state, verdict.findings) for verdict in verdicts] == [(CheckState.MISMATCH, (BAD,))] * 2
+    found = (dataclasses.replace(BAD, rank=1),)
+    assert [(verdict.state, verdict.findings) for verdict in verdicts] == [(CheckState.MISMATCH, found)] * 2
+
+
+def test_findings_stand_in_the_ranks_order_and_a_pass_keeps_each_ranks_own():
+    for one, kept in ((BAD, [[0, 1], [0, 1]]), (GOOD, [[0], [1]])):
+        verdicts = on_two_ranks(lambda ranks, one=one: verdict_of([one], True, ranks))
+        assert [[finding.rank for finding in verdict.findings] for verdict in verdicts] == kept
 
 
 def test_the_reason_is_about_the_first_output_that_failed():
@@ -90,6 +106,30 @@ def test_the_reason_is_about_the_first_output_that_failed():
 
 def lines(verdict: Verdict) -> list[tuple[str, str]]:
     return [(message.severity.value, message.text) for message in report("cudnn", verdict)]
+
+
+MISMATCH = "Output tensor mismatch from backend cudnn: 2/8 (25.00%) elements differ"
+
+
+def test_what_a_validation_found_is_said_of_each_rank():
+    verdict = Verdict(CheckState.MISMATCH, tuple(dataclasses.replace(BAD, rank=rank) for rank in (0, 3)))
+    numbers = "(out, max abs 0.5, relative L2 0.25; rtol 0.1)"
+    assert [message.line for message in report("cudnn", verdict, validated=True)] == [
+        f"[VALIDATE][Rank 0] ERROR: {MISMATCH} {numbers}",
+        f"[VALIDATE][Rank 3] ERROR: {MISMATCH} {numbers}",
+    ]
+    assert [message.line for message in report("cudnn", verdict)] == [f"[ERROR] {MISMATCH} {numbers}"] * 2
+
+
+def test_a_validation_is_concluded_in_the_documented_words():
+    passed, failed = Verdict(CheckState.PASSED, (GOOD,)), Verdict(CheckState.MISMATCH, (BAD,))
+    for goes_on in (False, True):
+        assert [message.line for message in conclusion(passed, goes_on)] == [
+            "[VALIDATE] PASSED: All ranks validated successfully"
+        ]
+    lines = ["[VALIDATE] FAILED: Validation errors detected", "[ERROR] Validation failed. Aborting benchmark."]
+    assert [message.line for message in conclusion(failed, goes_on=False)] == lines
+    assert [message.line for message in conclusion(failed, goes_on=True)] == lines[:1]
 
 
 def test_a_pass_is_reported_with_its_numbers():

@@ -69,6 +69,8 @@ class Finding:
     expected: TensorStatistics | None = None
     coverage: str = ""
     """What part of the output was judged, where it was not all of it."""
+    rank: int = 0
+    """Whose output it is."""
 
     @property
     def fraction(self) -> float:

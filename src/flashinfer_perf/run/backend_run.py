@@ -14,7 +14,7 @@ from flashinfer_perf.core.routine import GENERAL_FACTS, Backend
 from flashinfer_perf.run.events import Message, Severity
 from flashinfer_perf.run.failure import libraries_may_refuse
 from flashinfer_perf.run.fingerprint import Fingerprints
-from flashinfer_perf.run.judge import agreement, judge, probe, report, touched_inputs, verdict_of
+from flashinfer_perf.run.judge import agreement, conclusion, judge, probe, report, touched_inputs, verdict_of
 from flashinfer_perf.run.launch import Copies, Launch, storages_in
 from flashinfer_perf.run.process_group import start_line
 from flashinfer_perf.run.ranks import PATIENCE_SECONDS, PREPARATION_PATIENCE_SECONDS, in_step
@@ -63,8 +63,9 @@ class BackendRun:
         )
         self._compare_with_first()
         yield from self._remarks()
-        yield from report(self.backend.name, self.verdict)
-        if self.verdict.state is CheckState.MISMATCH and not self.case.options.allow_output_mismatch:
+        goes_on = self.case.options.allow_output_mismatch
+        yield from self._say(self.verdict, goes_on)
+        if self.verdict.state is CheckState.MISMATCH and not goes_on:
             return
         was_wrong = self.verdict.state is CheckState.MISMATCH
         self.measurement, last = in_step(ranks, lambda: self._measure(target), PATIENCE_SECONDS)
@@ -74,13 +75,20 @@ class BackendRun:
         again = verdict_of(in_step(ranks, lambda: self._check_again(last)), self.truth is not None, ranks)
         if again.state is CheckState.MISMATCH and not was_wrong:
             self.verdict = again
-            yield from report(self.backend.name, again)
+            yield from self._say(again, goes_on=True)
 
     def changed_inputs(self) -> list[str]:
         """Names of the inputs that hold other bytes than before. Every rank must ask: they remember together."""
         changed = self.inputs.changed()
         self.inputs_changed |= any(self.problem.ranks.all_gather(bool(changed)))
         return changed
+
+    def _say(self, verdict: Verdict, goes_on: bool) -> Iterator[Message]:
+        """The lines of a check; those of a validation end with its result."""
+        validated = self.problem.validated
+        yield from report(self.backend.name, verdict, validated)
+        if validated:
+            yield from conclusion(verdict, goes_on)
 
     def _apart(self) -> Iterator[Message]:
         """How far the ranks were apart; and whose times follow, where their lines do not name the backend."""

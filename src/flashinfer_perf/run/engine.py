@@ -115,6 +115,8 @@ class _CaseRun:
         problem = self.problem = in_step(self.ranks, lambda: case.routine.make(case.flags, make))
         self.closing = problem.closing
         yield from messages(problem.shown, case.options.verbose)
+        if problem.validated:
+            yield Message(Severity.INFO, "Running validation before benchmarking...")
         if (case.options.refcheck or problem.validated) and self.truth is None:
             self.truth = in_step(self.ranks, problem.truth)
         self.inputs = Fingerprints(problem.tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,16 @@ def touched_inputs(names: list[str]) -> list[Finding]:
 
 def verdict_of(findings: list[Finding], checked: bool, ranks: Ranks) -> Verdict:
     """The verdict over all ranks: passed where every rank's findings passed; a failure of any rank is everybody's."""
-    everywhere = [finding for found in ranks.all_gather(findings) for finding in found]
+    everywhere = [
+        dataclasses.replace(finding, rank=rank)
+        for rank, found in enumerate(ranks.all_gather(findings))
+        for finding in found
+    ]
     failed = [finding for finding in everywhere if not finding.passed]
     if failed:
         return Verdict(CheckState.MISMATCH, tuple(failed))
-    return Verdict(CheckState.PASSED if checked else CheckState.NOT_CHECKED, tuple(findings))
+    own = tuple(finding for finding in everywhere if finding.rank == ranks.rank)
+    return Verdict(CheckState.PASSED if checked else CheckState.NOT_CHECKED, own)
 
 
 def mismatch_reason(verdict: Verdict) -> str:
@@ -59,15 +65,33 @@ def mismatch_reason(verdict: Verdict) -> str:
     return f"{failed.output}: {share}{failed.detail}"
 
 
-def report(backend: str, verdict: Verdict) -> Iterator[Message]:
-    """The lines about a verdict."""
+def report(backend: str, verdict: Verdict, validated: bool = False) -> Iterator[Message]:
+    """The lines about a verdict.
+
+    Args:
+        validated: --validate asked for it: what is wrong is said of each rank, in rank order, under that heading.
+    """
     for finding in verdict.findings:
-        yield from _against_truth(backend, finding)
+        yield from _against_truth(backend, finding, validated)
     for finding in verdict.agreement:
         yield _against_backend(backend, verdict.agreement_with, finding)
 
 
-def _against_truth(backend: str, finding: Finding) -> Iterator[Message]:
+def conclusion(verdict: Verdict, goes_on: bool) -> Iterator[Message]:
+    """The documents' last lines of a validation.
+
+    Args:
+        goes_on: a failure does not keep the backend from being timed.
+    """
+    if verdict.state is not CheckState.MISMATCH:
+        yield Message(Severity.VALIDATE, "PASSED: All ranks validated successfully")
+        return
+    yield Message(Severity.VALIDATE, "FAILED: Validation errors detected")
+    if not goes_on:
+        yield Message(Severity.ERROR, "Validation failed. Aborting benchmark.")
+
+
+def _against_truth(backend: str, finding: Finding, validated: bool) -> Iterator[Message]:
     counts = f"{finding.differing}/{finding.elements} ({100 * finding.fraction:.2f}%) elements differ"
     if finding.passed:
         text = f"Backend {backend}: {counts} from the reference ({_numbers(finding)})"
@@ -76,7 +100,11 @@ def _against_truth(backend: str, finding: Finding) -> Iterator[Message]:
     what = f"{counts} ({_numbers(finding)}; {finding.detail})"
     if not finding.elements:  # about the tensor as a whole
         what = f"{finding.output}: {finding.detail}"
-    yield Message(Severity.ERROR, f"Output tensor mismatch from backend {backend}: {what}")
+    text = f"Output tensor mismatch from backend {backend}: {what}"
+    if validated:
+        yield Message(Severity.VALIDATE, f"ERROR: {text}", rank=finding.rank)
+    else:
+        yield Message(Severity.ERROR, text)
     for side in ("actual", "expected"):
         numbers = getattr(finding, side)
         if numbers is not None:

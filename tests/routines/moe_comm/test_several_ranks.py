@@ -91,6 +91,38 @@ def test_broken_exchanges_between_ranks_are_caught(tmp_path):
     assert status == 1
 
 
+WRONG_SENDER = "tokens_to_the_wrong_rank"
+MISMATCH = f"ERROR: Output tensor mismatch from backend {WRONG_SENDER}:"
+FIGURES = "[INFO] The reported achieved tflops/tb_per_sec is the aggregate FLOPS/bandwidth of all participating ranks, "
+FAILED = [
+    f"[VALIDATE][Rank 0] {MISMATCH} 640/3072 (20.83%) elements differ (out",
+    f"[VALIDATE][Rank 0] {MISMATCH} 9/44 (20.45%) elements differ (validation; dispatch, drawn: of 44 rows 5 are "
+    "missing, 0 came twice, 4 do not belong here, 0 have other contents)",
+    f"[VALIDATE][Rank 1] {MISMATCH} 640/3072 (20.83%) elements differ (out",
+    f"[VALIDATE][Rank 1] {MISMATCH} 9/43 (20.93%) elements differ (validation; dispatch, drawn: of 43 rows 4 are "
+    "missing, 0 came twice, 5 do not belong here, 0 have other contents)",
+    "[VALIDATE] FAILED: Validation errors detected",
+]
+
+
+def test_a_dispatch_that_sends_tokens_astray_in_the_documented_lines(tmp_path):
+    """Said once, by the first rank, of each rank. Nothing is timed, unless a mismatch is allowed."""
+    testlist = tmp_path / "cases.txt"
+    line = f"--routine {NAME} {CASE} --validate --num_iters 2 --backends"
+    testlist.write_text(f"{line} {WRONG_SENDER}\n{line} {WRONG_SENDER} --allow_output_mismatch\n{line} gloo\n")
+    status, text = mpirun(2, "--testlist", testlist, path=broken_backends(tmp_path, "moe_comm", WRONG_SENDER))
+    ours = [line for line in text.splitlines() if line.startswith(("[INFO]", "[VALIDATE]", "[ERROR]", "[PERF]"))]
+    said = [line for line in ours if not line.startswith("[INFO] Case")]
+    running, timed = "[INFO] Running validation before benchmarking...", ["[INFO] ", "[PERF] a2a_total", FIGURES]
+    expected = [
+        *(running, *FAILED, "[ERROR] Validation failed. Aborting benchmark."),
+        *(running, *FAILED, *timed),
+        *(running, "[VALIDATE] PASSED: All ranks validated successfully", *timed),
+    ]
+    assert [line[: len(start)] for line, start in zip(said, expected, strict=True)] == expected
+    assert status == 1
+
+
 @pytest.mark.parametrize(("how", "said"), [("killed", "KILLED BY SIGNAL: 9"), ("raises", "fallen off the bus")])
 def test_a_rank_that_fails_ends_all_of_them_with_its_error(how, said, tmp_path):
     """The first rank waits for it in a collective; what was measured before is kept."""
