@@ -69,6 +69,27 @@ def test_a_routine_shows_its_flags_with_their_defaults_and_choices(bench, name):
             assert line.endswith(f"Default: {spec.default}.")
 
 
+@pytest.mark.parametrize("name", ["moe_a2a_dispatch_combine", "allreduce_fusion"])
+def test_a_routine_over_several_ranks_says_how_to_start_them(bench, name):
+    command = f"flashinfer_benchmark.py --routine {name} FLAGS…"
+    header = bench(f"-R {name} -h").out.partition(f"flags of {name}:")[0]
+    assert header.splitlines() == [
+        f"usage: mpirun -np N python3 {command}",
+        f"       torchrun --nproc-per-node N {command}",
+        "",
+        ROUTINES[name].summary,
+        "",
+        "N processes work together, each on a GPU of its own, or with --device cpu on the CPU.",
+        "Started without a launcher, one process is all there is.",
+        "mpirun needs mpi4py: pip install 'flashinfer-perf[mpi]'",
+        "",
+    ]
+
+
+def test_a_routine_of_one_process_is_started_as_it_is(bench):
+    assert bench("-R rmsnorm -h").out.startswith("usage: flashinfer_benchmark.py --routine rmsnorm FLAGS…\n\n")
+
+
 @pytest.mark.parametrize("name", ROUTINES)
 def test_a_routine_shows_its_backends_and_what_they_need(bench, name):
     text = bench(f"-R {name} -h").out

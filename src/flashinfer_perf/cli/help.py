@@ -21,6 +21,13 @@ EXITS = (
     "2 when nothing could be understood; 130 after Ctrl-C"
 )
 
+LAUNCHERS = ("mpirun -np N python3 ", "torchrun --nproc-per-node N ")
+RANKS = (
+    "N processes work together, each on a GPU of its own, or with --device cpu on the CPU.\n"
+    "Started without a launcher, one process is all there is.\n"
+    "mpirun needs mpi4py: pip install 'flashinfer-perf[mpi]'"
+)
+
 
 def print_help(name: str | None, routines: Mapping[str, Routine]) -> int:
     """The help of everything, or of one routine. Raises InvalidInput when there is no such routine."""
@@ -40,7 +47,7 @@ def _everything(routines: Mapping[str, Routine]) -> Iterable[str]:
 
 
 def _one(routine: Routine) -> Iterable[str]:
-    yield paragraph(usage=f"flashinfer_benchmark.py --routine {routine.name} FLAGS…", description=routine.summary)
+    yield _header(routine)
     yield flag_section(f"flags of {routine.name}", routine.specs.values())
     others = (spec for name, spec in specs_of(routine.flags).items() if name not in routine.specs)
     unread = [dataclasses.replace(spec, default=None) for spec in others]
@@ -50,6 +57,15 @@ def _one(routine: Routine) -> Iterable[str]:
     yield flag_section("backends, in order of preference", (), backends)
     yield flag_section("general flags", specs_of(Options).values())
     yield paragraph(usage=argparse.SUPPRESS, description=EXITS)
+
+
+def _header(routine: Routine) -> str:
+    """How to start it, and what it is."""
+    command = f"flashinfer_benchmark.py --routine {routine.name} FLAGS…"
+    if not routine.several_ranks:
+        return paragraph(usage=command, description=routine.summary)
+    usage = "\n       ".join(f"{launcher}{command}" for launcher in LAUNCHERS)
+    return paragraph(usage=usage, description=f"{routine.summary}\n\n{RANKS}")
 
 
 def needs_of(backend: Backend) -> str:
@@ -80,6 +96,7 @@ def _parser(usage: str, description: str | None) -> argparse.ArgumentParser:
 
     class Formatter(RawDescriptionRichHelpFormatter):
         group_name_formatter = str
+        text_markup = False  # brackets are the reader's
 
     return argparse.ArgumentParser(usage=usage, description=description, add_help=False, formatter_class=Formatter)
 

@@ -103,6 +103,8 @@ class Routine:
     """What ``[INFO] Running …`` calls it."""
     renamed: Mapping[str, str]
     """Former names of backends and their present ones."""
+    several_ranks: bool = False
+    """It exchanges data between processes; a launcher starts them."""
     backends: dict[str, Backend] = field(default_factory=dict)
 
     @property
@@ -161,6 +163,7 @@ def routine(
     rules: Sequence[Rule] = (),
     label: str = "",
     renamed: Mapping[str, str] = MappingProxyType({}),
+    several_ranks: bool = False,
 ) -> Callable[[Callable[..., Any]], Routine]:
     """Declares a routine: the function below makes its problem from ``(case, make)``."""
 
@@ -168,7 +171,9 @@ def routine(
         if name in _ROUTINES:
             raise ValueError(f"there is a routine {name!r} already, in {_ROUTINES[name].make.__module__}")
         specs = dict(_use(flags, use) for use in (*uses, "backends"))
-        declared = Routine(name, flags, make, specs, tuple(facts), tuple(rules), label or _label(name), renamed)
+        declared = Routine(
+            name, flags, make, specs, tuple(facts), tuple(rules), label or _label(name), renamed, several_ranks
+        )
         _ROUTINES[name] = declared
         return declared
 

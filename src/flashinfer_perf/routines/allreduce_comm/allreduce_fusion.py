@@ -32,6 +32,7 @@ ON_NVLINK = (capability(9, 10, 12), flashinfer_installed)
     flags=AllReduceFlags,
     uses=("num_tokens", "hidden_size", "input_dtype", "pattern", "eps", "validate", "enable_pdl"),
     facts=(Fact("tp_ranks", "ranks that are summed over"),),
+    several_ranks=True,
 )
 def all_reduce(case: AllReduceFlags, make: TensorFactory) -> Problem:
     """All-reduce, plain or with residual and RMSNorm; start it with mpirun or torchrun. TB/s is bus bandwidth."""

@@ -107,6 +107,7 @@ AGGREGATE = (
         ),
     ),
     label="test_moe_a2a_dispatch_combine",
+    several_ranks=True,
 )
 def moe_a2a(case: MoeCommFlags, make: TensorFactory) -> Problem:
     """MoE all-to-all dispatch and combine for expert-parallel inference; start it with mpirun or torchrun."""
