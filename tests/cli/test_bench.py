@@ -21,7 +21,7 @@ MLA = (
     "--head_dim_ckv 16 --head_dim_kpe 8"
 )
 TOP_K = "--routine top_k_sampling_from_probs --batch_size 2 --vocab_size 60"
-NO_GPU = "it needs a CUDA GPU of compute capability 10.x or 11.x or 12.x, and this run is on 'cpu'"
+NO_GPU = "it needs a CUDA GPU of compute capability 10.x, 11.x or 12.x, and this run is on 'cpu'"
 TO_REPRODUCE = "To reproduce this test case, run the following command: "
 
 

@@ -40,7 +40,7 @@ def test_which_backends_run_on_a_cpu_and_why_the_others_do_not(bench):
         name: list(routine.backends) for name, routine in ROUTINES.items()
     }
     assert found["mxfp4_quantize"] == {
-        "cuda": f"{NEEDS_GPU} 10.x or 11.x or 12.x, and this run is on 'cpu'",
+        "cuda": f"{NEEDS_GPU} 10.x, 11.x or 12.x, and this run is on 'cpu'",
         "cute-dsl": f"{NEEDS_GPU} 10.0 or newer, and this run is on 'cpu'",
         "triton": f"{NEEDS_GPU} 8.0 or newer, and this run is on 'cpu'",
         "torch": "",

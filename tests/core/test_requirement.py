@@ -83,6 +83,8 @@ def test_a_capability_that_is_not_there_is_named_with_what_is():
     assert capability(minimum="8.0").unmet(CPU, None) == (
         "it needs a CUDA GPU of compute capability 8.0 or newer, and this run is on 'cpu'"
     )
+    assert capability(9, 10, 12).text == "a CUDA GPU of compute capability 9.x, 10.x or 12.x"
+    assert capability_in("8.9 9.0 12.0").text == "a CUDA GPU of compute capability 8.9, 9.0 or 12.0"
     assert capability(9).text == "a CUDA GPU of compute capability 9.x"
     assert capability(9).on_capability
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ host_memory = Requirement("--device cpu", _unmet_cpu)
 def capability(*majors: int, minimum: str = "0.0") -> Requirement:
     """A CUDA GPU of at least this compute capability and, if named, one of these generations (major versions)."""
     least = tuple(int(part) for part in minimum.split("."))
-    kinds = " or ".join(f"{major}.x" for major in majors)
+    kinds = _alternatives([f"{major}.x" for major in majors])
     newer = f"{minimum} or newer" if least > (0, 0) else ""
     text = f"compute capability {', '.join(part for part in (kinds, newer) if part)}"
 
@@ -71,7 +71,7 @@ def capability(*majors: int, minimum: str = "0.0") -> Requirement:
 def capability_in(capabilities: str) -> Requirement:
     """A CUDA GPU of one of these compute capabilities, '9.0 10.0'; for libraries that list what they support."""
     known = capabilities.split()
-    text = f"compute capability {' or '.join(part for part in (', '.join(known[:-1]), known[-1]) if part)}"
+    text = f"compute capability {_alternatives(known)}"
 
     def unmet(machine: Machine, flags: Any) -> str | None:
         if machine.compute_capability is None:
@@ -81,6 +81,11 @@ def capability_in(capabilities: str) -> Requirement:
         return f"it needs {text}, and this GPU has {machine.compute_capability_text}"
 
     return Requirement(f"a CUDA GPU of {text}", unmet, on_capability=True)
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    """'9.0, 10.0 or 12.0'; empty without names."""
+    return " or ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def case_rule(text: str, met: Callable[[Any], bool], reason: str = "") -> Requirement:

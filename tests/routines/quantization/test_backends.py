@@ -53,7 +53,7 @@ def test_from_blackwell_on_they_run(name, found):
 
 @each
 def test_a_cpu_is_told_what_it_lacks(name):
-    reason = "it needs a CUDA GPU of compute capability 10.x or 11.x or 12.x, and this run is on 'cpu'"
+    reason = "it needs a CUDA GPU of compute capability 10.x, 11.x or 12.x, and this run is on 'cpu'"
     assert unmet(name, "cuda", Machine("cpu", "cpu")) == reason
 
 

@@ -15,7 +15,7 @@ DOCUMENTED = (
     '--case_tag "mxfp8_quantize"'
 )
 QUICK = "--device cpu --num_iters 2 --dry_run_iters 0"
-NO_GPU = "it needs a CUDA GPU of compute capability 10.x or 11.x or 12.x, and this run is on 'cpu'"
+NO_GPU = "it needs a CUDA GPU of compute capability 10.x, 11.x or 12.x, and this run is on 'cpu'"
 REFCHECK = re.compile(
     r"\[REFCHECK\] Backend torch: \d+/\d+ \(\d\.\d\d%\) elements differ from the reference \((x_q|sf), "
 )
