@@ -117,6 +117,7 @@ def test_a_broken_rule_is_told_with_the_routine_and_the_values():
         rules=(
             Rule(lambda case: case.top_k <= case.rows, "top_k ({top_k}) must not exceed rows ({rows})"),
             Rule(lambda case: case.rows % 2 == 0, "rows ({rows}) must be even"),
+            Rule(lambda case: case.rows < 100 or case.layout, "100 rows need a layout; it is {layout}"),
         )
     )
     toy.check_rules(ToyFlags(rows=6))
@@ -124,6 +125,8 @@ def test_a_broken_rule_is_told_with_the_routine_and_the_values():
         toy.check_rules(ToyFlags(rows=3))
     with pytest.raises(InvalidInput, match=r"^toy: rows \(7\) must be even$"):
         toy.check_rules(ToyFlags(rows=7))
+    with pytest.raises(InvalidInput, match=r"^toy: 100 rows need a layout; it is not given$"):
+        toy.check_rules(ToyFlags(rows=100))
 
 
 def test_backends_keep_the_order_of_their_declaration():

@@ -232,4 +232,6 @@ def _label(name: str) -> str:
 
 
 def _values(flags: Any) -> dict[str, Any]:
-    return {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags)}
+    """As messages show them: a flag that has no value was not given."""
+    values = {f.name: getattr(flags, f.name) for f in dataclasses.fields(flags)}
+    return {name: "not given" if value is None else value for name, value in values.items()}

@@ -129,7 +129,7 @@ def test_nvtx_switches_the_clock():
             r"hidden_size \(32\) must be divisible by .* 128 for fp8_block_scale",
         ),
         ("--num_tokens 4 --hidden_size 8 --num_experts 4 --top_k 1 --quant_dtype nvfp4", "16 for nvfp4"),
-        (f"{CASE} --real_math", "--real_math needs --quant_dtype nvfp4 or fp8_block_scale, not None"),
+        (f"{CASE} --real_math", "--real_math needs --quant_dtype nvfp4 or fp8_block_scale; it is not given"),
         (f"{CASE} --real_math --quant_dtype fp8 --intermediate_size 64", "needs --quant_dtype nvfp4 or fp8_block"),
         (f"{CASE} --real_math --quant_dtype nvfp4", "--real_math needs --intermediate_size"),
         (f"{CASE} --intermediate_size 64", r"intermediate_size \(64\) must come with --real_math"),

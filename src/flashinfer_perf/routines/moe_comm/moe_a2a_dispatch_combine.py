@@ -94,7 +94,7 @@ AGGREGATE = (
         ),
         Rule(
             lambda case: not case.real_math or case.quant_dtype in WEIGHT_FORMATS,
-            f"--real_math needs --quant_dtype {' or '.join(WEIGHT_FORMATS)}, not {{quant_dtype}}",
+            f"--real_math needs --quant_dtype {' or '.join(WEIGHT_FORMATS)}; it is {{quant_dtype}}",
         ),
         Rule(lambda case: not case.real_math or case.intermediate_size, "--real_math needs --intermediate_size"),
         Rule(
