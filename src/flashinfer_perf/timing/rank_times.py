@@ -43,9 +43,11 @@ class RankTimes:
 
 
 def rank_line(measured: Measurement) -> str:
-    """'1 rank', or '4 ranks: medians 0.140, 0.142, 0.145 ms (first, middle, last rank); they end 0.004 ms apart'."""
+    """'4 ranks: medians 0.14, 0.142, 0.145 ms (fastest, middle, slowest rank); they end 0.004 ms apart'; of one rank
+    how to start several, without which nothing leaves it.
+    """
     if measured.ranks == 1:
-        return "1 rank"
+        return "1 rank, which exchanges with none; start several with mpirun -np N or torchrun --nproc-per-node N"
     least, middle, largest, skew = (measured.timer_facts[name] for name in RANK_FACTS)
     return (
         f"{measured.ranks} ranks: medians {least:.4g}, {middle:.4g}, {largest:.4g} ms (fastest, middle, slowest rank); "
