@@ -18,6 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import torch
+from gpu_needed import require_gpu
 
 from flashinfer_perf.device.machine import find_machine
 from flashinfer_perf.kernels import probes
@@ -166,6 +167,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jsonl", help="file for all rows")
     arguments = parser.parse_args()
+    require_gpu(parser)
     rows = []
     for name, clock in CLOCKS.items():
         for part in (bias, chain, copies):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gpu_needed import require_gpu
+
 HERE = Path(__file__).resolve().parent
 CLOCKS = {
     "cupti": [],
@@ -78,6 +80,7 @@ def main() -> int:
     parser.add_argument("--testlist", required=True)
     parser.add_argument("--jsonl", help="folder for each clock's records and output")
     arguments = parser.parse_args()
+    require_gpu(parser)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.jsonl or scratch)
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gpu_needed import require_gpu
+
 HERE = Path(__file__).resolve().parent
 LIMITS = """
 import sys; sys.path[:0] = [{here!r}, {source!r}]
@@ -112,6 +114,7 @@ def main() -> int:
     )
     parser.add_argument("--jsonl", help="file for the records")
     arguments = parser.parse_args()
+    require_gpu(parser)
     limits = card_limits()
     print(
         f"Copy bandwidth: {limits.copy_tb_per_s:.3f} TB/s; dense bfloat16 rate: {limits.bf16_tflops:.0f} TFLOP/s; "
