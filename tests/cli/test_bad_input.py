@@ -35,6 +35,7 @@ OF_TOP_K = "--backends of top_k_sampling_from_probs"
         (f"{MXFP4} --bach_size 3", "unknown flag --bach_size. Did you mean '--batch_size'?"),
         (f"{MXFP4} --zzz=3", "unknown flag --zzz; see --help"),
         (f"{MXFP4} -x", "unknown flag -x; see --help"),
+        (f"{MXFP4} --top_k 4", "--top_k is a flag of moe, moe_comm and sampling routines, not of quantization ones"),
         (f"{MXFP4} --causal", "--causal is a flag of attention routines, not of quantization ones"),
         (f"{MXFP4} --no 3", "ambiguous flag --no: it could be --no_cuda_graph, --no_sf_swizzled_layout"),
         (f"{MXFP4} 7", "stray word '7': no flag before it takes it"),

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.flags import FlagSpec, convert, did_you_mean
+from flashinfer_perf.core.listing import listed
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Grammar:
             option = rest[0].partition("=")[0]
             owners = [other.family for other in others if option in other.options]
             if owners:
-                raise InvalidInput(f"{option} is a flag of {' and '.join(owners)} routines, not of {self.family} ones")
+                found = listed(owners, "and")
+                raise InvalidInput(f"{option} is a flag of {found} routines, not of {self.family} ones")
             raise InvalidInput(not_understood(rest[0], self.options))
         return typed
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flashinfer_perf.core.listing import listed
 from flashinfer_perf.core.machine import Machine
 
 
@@ -53,7 +54,7 @@ host_memory = Requirement("--device cpu", _unmet_cpu)
 def capability(*majors: int, minimum: str = "0.0") -> Requirement:
     """A CUDA GPU of at least this compute capability and, if named, one of these generations (major versions)."""
     least = tuple(int(part) for part in minimum.split("."))
-    kinds = _alternatives([f"{major}.x" for major in majors])
+    kinds = listed([f"{major}.x" for major in majors], "or")
     newer = f"{minimum} or newer" if least > (0, 0) else ""
     text = f"compute capability {', '.join(part for part in (kinds, newer) if part)}"
 
@@ -71,7 +72,7 @@ def capability(*majors: int, minimum: str = "0.0") -> Requirement:
 def capability_in(capabilities: str) -> Requirement:
     """A CUDA GPU of one of these compute capabilities, '9.0 10.0'; for libraries that list what they support."""
     known = capabilities.split()
-    text = f"compute capability {_alternatives(known)}"
+    text = f"compute capability {listed(known, 'or')}"
 
     def unmet(machine: Machine, flags: Any) -> str | None:
         if machine.compute_capability is None:
@@ -81,11 +82,6 @@ def capability_in(capabilities: str) -> Requirement:
         return f"it needs {text}, and this GPU has {machine.compute_capability_text}"
 
     return Requirement(f"a CUDA GPU of {text}", unmet, on_capability=True)
-
-
-def _alternatives(names: Sequence[str]) -> str:
-    """'9.0, 10.0 or 12.0'; empty without names."""
-    return " or ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
 def case_rule(text: str, met: Callable[[Any], bool], reason: str = "") -> Requirement:
@@ -104,7 +100,7 @@ def on_generations(majors: tuple[int, ...], rule: Requirement) -> Requirement:
         found = machine.compute_capability
         return rule.unmet(machine, flags) if found is not None and found[0] in majors else None
 
-    where = " and ".join(f"{major}.x" for major in majors)
+    where = listed([f"{major}.x" for major in majors], "and")
     return Requirement(f"on compute capability {where}: {rule.text}", unmet)
 
 
