@@ -119,4 +119,5 @@ class ScaledElements(ABC):
             differing=int(differing),
             relative_l2=loss,
             cosine=product / math.sqrt(truth * value) if truth * value > 0 else float(truth == value),
+            coverage="the error of quantisation",
         )

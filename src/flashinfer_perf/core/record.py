@@ -68,7 +68,7 @@ class Finding:
     actual: TensorStatistics | None = None
     expected: TensorStatistics | None = None
     coverage: str = ""
-    """What part of the output was judged, where it was not all of it."""
+    """What the numbers are of, where they are not of the whole output beside the truth."""
     rank: int = 0
     """Whose output it is."""
 
