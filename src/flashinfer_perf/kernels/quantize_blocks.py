@@ -104,7 +104,7 @@ def quantize_blocks(
     for part in range(parts):
         words = next_words
         ahead = block + BLOCKS
-        wanted = present & (ahead < blocks) & (part + 1 < parts)
+        wanted = tl.where(part + 1 < parts, present & (ahead < blocks), False)
         next_words = block_tiles.load_words(row_words + ahead * WORDS, wanted, WORDS, WHOLE)
 
         v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)

@@ -40,7 +40,7 @@ def _sum(returned, order, out, columns, RANKS: tl.constexpr, BLOCK: tl.constexpr
     total = tl.zeros((BLOCK,), tl.float32)
     for rank in tl.static_range(RANKS):
         row = tl.load(order + token * RANKS + rank)
-        there = (column < columns) & (row >= 0)
+        there = tl.where(row >= 0, column < columns, False)
         total += tl.load(returned + row * columns + column, mask=there, other=0).to(tl.float32)
     tl.store(out + token * columns + column, total.to(out.dtype.element_ty), mask=column < columns)
 
