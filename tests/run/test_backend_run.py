@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from flashinfer_perf.checks.exact import Exact
+from flashinfer_perf.checks.tolerance import EXACT
 from flashinfer_perf.core.record import CheckState, Finding, Record, Status
 from flashinfer_perf.core.routine import Fact
 from flashinfer_perf.core.work import Work
@@ -233,7 +233,7 @@ def test_an_input_that_is_also_an_output_stays_one_place_in_memory():
 def doubling(case: FakeFlags, make: Any) -> Problem:
     """out = 2 x, nothing else."""
     x = torch.arange(case.rows * case.columns)
-    return Problem({"x": x}, lambda x: {"out": 2 * x}, Work(1, 1), {"out": Exact()}, make.ranks)
+    return Problem({"x": x}, lambda x: {"out": 2 * x}, Work(1, 1), {"out": EXACT}, make.ranks)
 
 
 def test_views_of_one_pool_stay_views_of_one_copy():
@@ -246,7 +246,7 @@ def test_views_of_one_pool_stay_views_of_one_copy():
             {"pool": pool},
             lambda pool: {"cache.0": pool[:, 0] + 1, "cache.1": pool[:, 1] + 2},
             Work(1, 1),
-            {"cache.0": Exact(), "cache.1": Exact()},
+            {"cache.0": EXACT, "cache.1": EXACT},
             make.ranks,
         )
 
@@ -271,7 +271,7 @@ def test_a_mutated_input_may_be_expanded_beside_a_view_that_is_written():
     """Only what is written is restored: an expanded tensor cannot be copied into."""
 
     def make(case: FakeFlags, make: Any) -> Problem:
-        return Problem({"x": torch.ones(3)}, lambda x: {"out": 2 * x}, Work(1, 1), {"out": Exact()}, make.ranks)
+        return Problem({"x": torch.ones(3)}, lambda x: {"out": 2 * x}, Work(1, 1), {"out": EXACT}, make.ranks)
 
     def prepare(flags: FakeFlags, problem: Problem) -> Launch:
         def kernel(many: torch.Tensor, out: torch.Tensor) -> None:

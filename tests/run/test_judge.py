@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from flashinfer_perf.checks.exact import Exact
+from flashinfer_perf.checks.close import Close
+from flashinfer_perf.checks.tolerance import EXACT
 from flashinfer_perf.core.record import CheckState, Finding, TensorStatistics, Verdict
 from flashinfer_perf.core.work import Work
 from flashinfer_perf.run.judge import (
@@ -28,7 +29,7 @@ GOOD = Finding("out", True, "rtol 0.1", elements=8, max_abs=0.5, relative_l2=0.2
 BAD = dataclasses.replace(GOOD, passed=False, differing=2)
 
 
-class Silent(Exact):
+class Silent(Close):
     """Two right answers need not be equal, but draws can be judged."""
 
     def agree(self, name: str, actual: Any, other: Any) -> None:
@@ -44,18 +45,18 @@ def problem(**checks: Any) -> Problem:
 
 def test_every_checked_output_gets_a_finding():
     one, two = torch.ones(2), torch.zeros(2)
-    found = judge(problem(a=Exact(), b=Exact()), {"b": two, "a": one, "c": one}, {"a": one, "b": one})
+    found = judge(problem(a=EXACT, b=EXACT), {"b": two, "a": one, "c": one}, {"a": one, "b": one})
     assert [(finding.output, finding.passed) for finding in found] == [("a", True), ("b", False)]
 
 
 def test_an_output_that_is_not_there_is_an_error_that_names_both():
     with pytest.raises(TypeError, match="no output named lse; it gives out"):
-        judge(problem(out=Exact(), lse=Exact()), {"out": torch.ones(1)}, {})
+        judge(problem(out=EXACT, lse=EXACT), {"out": torch.ones(1)}, {})
 
 
 def test_probes_and_agreements_leave_out_what_has_none():
     one = torch.ones(1)
-    checks = problem(a=Exact(), b=Silent())
+    checks = problem(a=EXACT, b=Silent(**dataclasses.asdict(EXACT)))
     assert [finding.output for finding in probe(checks, Launch(lambda: None), {})] == ["b"]
     assert [finding.output for finding in agreement(checks, {"a": one, "b": one}, {"a": one, "b": one})] == ["a"]
 
