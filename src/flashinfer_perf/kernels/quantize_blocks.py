@@ -52,6 +52,23 @@ def _flushed(value):
 
 
 @triton.jit
+def _encoded(
+    words, of_all, inverse, FORMAT: tl.constexpr, HALF: tl.constexpr, HARDWARE: tl.constexpr, OUT_WORDS: tl.constexpr
+):  # fmt: skip
+    """Of blocks, a row each: their packed elements, (blocks, OUT_WORDS), and their scales' bytes."""
+    v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
+    byte, factor = _scale(largest, of_all, inverse, FORMAT)
+    f = factor[:, None]
+    if FORMAT == "mxfp8":
+        low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
+        high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
+        packed = tl.join(low, high).reshape(words.shape[0], OUT_WORDS)
+    else:
+        packed = e2m1.pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, f)
+    return packed, byte
+
+
+@triton.jit
 def quantize_blocks(
     x,
     values,
@@ -107,16 +124,7 @@ def quantize_blocks(
         wanted = tl.where(part + 1 < parts, present & (ahead < blocks), False)
         next_words = block_tiles.load_words(row_words + ahead * WORDS, wanted, WORDS, WHOLE)
 
-        v0, v1, v2, v3, v4, v5, v6, v7, largest = _floats(words, HALF)
-        byte, factor = _scale(largest, of_all, inverse, FORMAT)
-        f = factor[:, None]
-        if FORMAT == "mxfp8":
-            low = e4m3.pack_four(v0 * f, v1 * f, v2 * f, v3 * f, HARDWARE)
-            high = e4m3.pack_four(v4 * f, v5 * f, v6 * f, v7 * f, HARDWARE)
-            packed = tl.join(low, high).reshape(ROWS * BLOCKS, OUT_WORDS)
-        else:
-            packed = e2m1.pack_eight(v0, v1, v2, v3, v4, v5, v6, v7, f)
-
+        packed, byte = _encoded(words, of_all, inverse, FORMAT, HALF, HARDWARE, OUT_WORDS)
         out = (out_words + block * OUT_WORDS)[:, None] + tl.arange(0, OUT_WORDS)[None, :]
         tl.store(out, packed, (present & (block < out_blocks))[:, None])
         place = block_tiles.scale_offset(span, slot, block, out_blocks, LAYOUT)

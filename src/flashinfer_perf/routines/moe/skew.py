@@ -28,13 +28,17 @@ def parse_skew(text: str) -> str:
     if text == UNIFORM or (text.startswith(FILE) and len(text) > len(FILE)):
         return text
     if text.startswith(ZIPF):
-        try:
-            if 0 <= float(text.removeprefix(ZIPF)) < math.inf:
-                return text
-        except ValueError:
-            pass
+        if _is_exponent(text.removeprefix(ZIPF)):
+            return text
         raise ValueError(f"the exponent in {text!r} must be a number of at least 0, as in zipf:1.2")
     raise ValueError(f"{text!r} is not one of uniform, zipf:S, file:PATH")
+
+
+def _is_exponent(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def skewed_logits(make: TensorFactory, skew: str, tokens: int, experts: int, top_k: int) -> torch.Tensor:
