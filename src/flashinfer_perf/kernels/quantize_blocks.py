@@ -69,6 +69,16 @@ def _encoded(
 
 
 @triton.jit
+def _of_all(global_scale, FORMAT: tl.constexpr):
+    """NVFP4's global scale and its reciprocal; ones for the others."""
+    of_all, inverse = 1.0, 1.0
+    if FORMAT == "nvfp4":
+        of_all = tl.load(global_scale)
+        inverse = _flushed(tl.div_rn(1.0, of_all))
+    return of_all, inverse
+
+
+@triton.jit
 def quantize_blocks(
     x,
     values,
@@ -111,11 +121,7 @@ def quantize_blocks(
     padded_blocks = out_blocks if LAYOUT == "linear" else tl.cdiv(out_blocks, 4) * 4
     out_scales = scales + batch * padded_rows * padded_blocks
     padding = slot < padded_rows - span * block_tiles.SPAN
-    of_all, inverse = 1.0, 1.0
-    if FORMAT == "nvfp4":
-        of_all = tl.load(global_scale)
-        inverse = _flushed(tl.div_rn(1.0, of_all))
-
+    of_all, inverse = _of_all(global_scale, FORMAT)
     block = tl.program_id(0) * parts * BLOCKS + index % BLOCKS
     next_words = block_tiles.load_words(row_words + block * WORDS, present & (block < blocks), WORDS, WHOLE)
     for part in range(parts):
