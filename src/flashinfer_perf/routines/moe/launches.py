@@ -191,8 +191,10 @@ def mix(
     weights: torch.Tensor,
     output: torch.Tensor,
 ) -> None:
-    """One call with these weights: a timer goes through several copies of them."""
-    experts.use(dataclasses.replace(experts.weights, **{name: tensors[name] for name in weights_of(experts)}))
+    """One call with these weights: a timer goes through several copies of them, if they are small."""
+    held = weights_of(experts)
+    if any(tensors[name] is not tensor for name, tensor in held.items()):
+        experts.use(dataclasses.replace(experts.weights, **{name: tensors[name] for name in held}))
     experts(tensors["x"], chosen, weights, output, x_scale=tensors.get("x_scale"))
 
 
