@@ -41,7 +41,7 @@ def join_process_group(ranks: Ranks) -> None:
 def nccl_group(ranks: Ranks) -> ProcessGroup:
     """An NCCL group of all ranks, on each one's current CUDA device. Made once, by all ranks together.
 
-    NVLink multicast is off in it, whatever the environment says: a fault in it takes the other GPUs of a host along.
+    NVLink multicast is off in it, whatever the environment says.
     """
     join_process_group(ranks)
     return _nccl_group()
@@ -60,7 +60,7 @@ def _nccl_group() -> ProcessGroup:
 def start_line(ranks: Ranks, machine: Machine) -> Callable[[], Any] | None:
     """What brings all ranks' devices to one point of time: a reduction of one element, on the current stream.
 
-    It ends on all of them within a few microseconds. None for a single rank, and on CPUs, where a barrier does it.
+    None for a single rank, and on CPUs, where a barrier does it.
     """
     if ranks.size == 1 or not machine.is_cuda:
         return None

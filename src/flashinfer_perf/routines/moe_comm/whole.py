@@ -15,7 +15,7 @@ from flashinfer_perf.routines.moe_comm.routing import Experts
 from flashinfer_perf.run.ranks import Ranks
 
 WIRE_BYTES_PER_US = 260e3
-"""Of a GPU, between H200s by NVLink through NCCL (measured: an all-to-all of 1024 x 8 rows of 14336 bytes)."""
+"""Of a GPU, between H200s by NVLink through NCCL: an assumption, which no measurement of ours backs yet."""
 MEMORY_BYTES_PER_US = 4e6
 """Of an H200's memory, of the 4.8 TB/s in its data sheet."""
 COUNTS_US = 50.0
