@@ -92,7 +92,7 @@ class BackendRun:
 
     def _apart(self) -> Iterator[Message]:
         """How far the ranks were apart; and whose times follow, where their lines do not name the backend."""
-        if self.measurement is not None and (self.problem.ranks.size > 1 or self.measurement.total_name):
+        if self.measurement is not None and (self.problem.ranks.size > 1 or self.case.routine.several_ranks):
             yield Message(Severity.INFO, f"{self.backend.name} on {rank_line(self.measurement)}")
 
     def _prepare(self) -> Target:
