@@ -9,8 +9,12 @@ MANGLED = "_Z"
 """How the linker's names begin, by the Itanium C++ ABI, which every compiler of GPU code follows."""
 
 
+@cache
 def readable(name: str) -> str:
-    """``_ZN10flashinfer4norm7RMSNormEv`` as ``flashinfer::norm::RMSNorm()``; any other name as it is."""
+    """``_ZN10flashinfer4norm7RMSNormEv`` as ``flashinfer::norm::RMSNorm()``; any other name as it is.
+
+    Kept, since every sample brings the same few.
+    """
     if not name.startswith(MANGLED):
         return name
     found = _demangle()(name.encode(), None, None, ctypes.byref(ctypes.c_int()))
