@@ -8,6 +8,7 @@ from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.formats import fp8
 from flashinfer_perf.formats.e2m1 import decode, unpack
 from flashinfer_perf.lazy import torch
+from flashinfer_perf.routines.moe.eager import sorted_by_expert
 
 
 def experts_fp8(
@@ -34,6 +35,7 @@ def experts_fp8(
         experts,
         weights,
         output,
+        len(w1),
         lambda values, counts: product(values, w1, w1_scale, counts),
         lambda values, counts: product(values, w2, w2_scale, counts),
     )
@@ -61,6 +63,7 @@ def experts_nvfp4(
         experts,
         weights,
         output,
+        len(w1),
         lambda values, counts: product(values, counts, w1, w1_scale, w1_global),
         lambda values, counts: product(values, counts, w2, w2_scale, w2_global),
     )
@@ -71,13 +74,12 @@ def _mixture(
     experts: torch.Tensor,
     weights: torch.Tensor,
     output: torch.Tensor,
+    held: int,
     first: Callable[[torch.Tensor, list[int]], torch.Tensor],
     second: Callable[[torch.Tensor, list[int]], torch.Tensor],
 ) -> None:
-    """Sorts selections by expert, so that each expert's rows lie together, and adds up what comes out by token."""
-    selected = experts.flatten().long()
-    order = selected.argsort(stable=True)
-    counts = selected.bincount().tolist()
+    """Brings each expert's rows together, and adds up what comes out by token."""
+    order, counts = sorted_by_expert(experts, range(held))
     token = order // experts.shape[1]
     up, gate = first(x[token], counts).chunk(2, dim=-1)
     given = second((torch.nn.functional.silu(gate) * up).to(x.dtype), counts)

@@ -48,3 +48,11 @@ def test_values_of_nvfp4():
 def test_activations_are_the_references(name):
     values = torch.randn(6, 16, generator=torch.Generator().manual_seed(3))
     assert torch.allclose(eager._activated(name, values), activate(name, values), atol=1e-6)
+
+
+def test_pairs_are_sorted_by_the_experts_that_are_here():
+    experts = torch.tensor([[4, 1], [2, 3], [3, 9], [0, 3]])
+    order, counts = eager.sorted_by_expert(experts, range(2, 5))
+    assert counts == [1, 3, 1]
+    assert order.tolist() == [2, 3, 4, 7, 0]
+    assert eager.sorted_by_expert(experts, range(5, 9))[0].tolist() == []

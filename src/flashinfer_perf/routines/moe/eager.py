@@ -58,16 +58,33 @@ def mix(
     """Writes output (tokens, hidden) in its 16-bit format."""
     rows, factor = _operand(x, x_scale, output.dtype)
     total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
-    for index, number in enumerate(layer.experts):
-        tokens, slots = (experts == number).nonzero(as_tuple=True)
-        if not len(tokens):
+    order, counts = sorted_by_expert(experts, layer.experts)
+    for index, pairs in enumerate(order.split(counts)):
+        if not len(pairs):
             continue
+        tokens, slots = pairs // experts.shape[1], pairs % experts.shape[1]
         first = _product(rows[tokens], *_matrix(w1, w1_scale, w1_global, index)) * factor
         scale = weights[tokens, slots, None]
         between = _activated(layer.activation, first * scale if layer.weights_on_input else first)
         second = _product(between.to(rows.dtype), *_matrix(w2, w2_scale, w2_global, index))
         total.index_add_(0, tokens, second if layer.weights_on_input else second * scale)
     output.copy_(total)
+
+
+def sorted_by_expert(experts: torch.Tensor, here: range) -> tuple[torch.Tensor, list[int]]:
+    """Which pairs of a token and one of its experts are of each expert that is here, and how many; waits for the device
+    once.
+
+    Args:
+        experts: (tokens, top_k) global numbers.
+
+    Returns:
+        Numbers of pairs, token by token, expert after expert; and for each expert of ``here`` how many are its.
+    """
+    own = experts.flatten().long() - here.start
+    own = torch.where((own >= 0) & (own < len(here)), own, len(here))
+    counts = own.bincount(minlength=len(here) + 1)[: len(here)].tolist()
+    return own.argsort(stable=True)[: sum(counts)], counts
 
 
 def _operand(
