@@ -6,7 +6,7 @@ import torch
 
 from flashinfer_perf.core.case import Case, line_grammar, make_case
 from flashinfer_perf.core.machine import Machine
-from flashinfer_perf.core.record import Record
+from flashinfer_perf.core.record import CheckState, Record, Status
 from flashinfer_perf.device.machine import find_machine, free_bytes
 from flashinfer_perf.routines import all_routines
 from flashinfer_perf.run.engine import run_case
@@ -28,6 +28,15 @@ def records_of(case: Case) -> list[Record]:
 
 def runnable(case: Case, machine: Machine) -> list[str]:
     return [name for name, backend in case.routine.backends.items() if backend.unmet(machine, case.flags) is None]
+
+
+def assert_all_right(name: str, flags: str) -> list[Record]:
+    """Every backend that runs here is measured and right: its first call's output, and the last timed one's."""
+    names = runnable(case_of(name, flags), find_machine("cuda"))
+    records = records_of(case_of(name, f"{flags} --backends {' '.join(names)}"))
+    found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
+    assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
+    return records
 
 
 def kernels_of(name: str, flags: str, backend_name: str) -> tuple[set[str], str]:

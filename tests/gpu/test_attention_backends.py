@@ -7,13 +7,12 @@ import time
 import pytest
 import torch
 
-from flashinfer_perf.core.record import CheckState, Status
 from flashinfer_perf.device.machine import find_machine, free_bytes
 from flashinfer_perf.routines import all_routines
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.launch import Copies
 from flashinfer_perf.run.ranks import SingleRank
-from tests.gpu.harness import case_of, kernels_of, records_of, runnable
+from tests.gpu.harness import assert_all_right, case_of, kernels_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,10 +73,7 @@ def test_every_backend_that_runs_here_is_right(name, flags, clock):
     """The first call's output and the last timed one's; with --use_cuda_events that of a replayed graph, on rotated
     copies of the operands.
     """
-    names = runnable(case_of(name, flags), find_machine("cuda"))
-    records = records_of(case_of(name, f"{flags} {clock} --backends {' '.join(names)}"))
-    found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
-    assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
+    records = assert_all_right(name, f"{flags} {clock}")
     if clock == "--use_cuda_events":
         assert {record.measurement.timer for record in records} == {"cuda_graph"}
 

@@ -7,12 +7,11 @@ import time
 import pytest
 import torch
 
-from flashinfer_perf.core.record import CheckState, Status
 from flashinfer_perf.device.machine import find_machine, free_bytes
 from flashinfer_perf.routines import all_routines
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
-from tests.gpu.harness import case_of, records_of, runnable
+from tests.gpu.harness import assert_all_right, case_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,14 +63,6 @@ def test_every_tuned_backend_is_right(name, flags):
     """One case of a routine: trying every tactic takes seconds."""
     records = assert_all_right(name, f"{flags} --autotune")
     assert all("tuning_ms" in record.facts for record in records if record.label.endswith("_autotune"))
-
-
-def assert_all_right(name, flags):
-    names = runnable(case_of(name, flags), find_machine("cuda"))
-    records = records_of(case_of(name, f"{flags} --backends {' '.join(names)}"))
-    found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
-    assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
-    return records
 
 
 def test_every_routine_of_the_family_is_tried():

@@ -7,12 +7,11 @@ import time
 import pytest
 import torch
 
-from flashinfer_perf.core.record import CheckState, Status
 from flashinfer_perf.device.machine import find_machine, free_bytes
 from flashinfer_perf.routines import all_routines
 from flashinfer_perf.run.factory import TensorFactory
 from flashinfer_perf.run.ranks import SingleRank
-from tests.gpu.harness import case_of, records_of, runnable
+from tests.gpu.harness import assert_all_right, case_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,14 +41,6 @@ CASES = [
     *(("cutlass_fused_moe", f"{SIZES} --num_tokens 64 --activation-type {a}") for a in ACTIVATIONS),
 ]
 LARGE = "--hidden_size 7168 --intermediate_size 2048 --num_experts 256 --top_k 8"
-
-
-def assert_all_right(name, flags):
-    names = runnable(case_of(name, flags), find_machine("cuda"))
-    records = records_of(case_of(name, f"{flags} --backends {' '.join(names)}"))
-    found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
-    assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
-    return records
 
 
 @pytest.mark.parametrize(("name", "flags"), CASES)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flashinfer_perf.core.record import CheckState, Status
-from flashinfer_perf.device.machine import find_machine
+from flashinfer_perf.core.record import Status
 from flashinfer_perf.routines import all_routines
-from tests.gpu.harness import case_of, records_of, runnable
+from tests.gpu.harness import assert_all_right, case_of, records_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,10 +33,7 @@ def variants() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "flags"), variants())
 def test_every_backend_that_runs_here_is_right(name, flags):
-    names = runnable(case_of(name, flags), find_machine("cuda"))
-    records = records_of(case_of(name, f"{flags} --backends {' '.join(names)}"))
-    found = {record.backend: (record.status, record.verdict.state, record.reason) for record in records}
-    assert found == dict.fromkeys(names, (Status.OK, CheckState.PASSED, ""))
+    assert_all_right(name, flags)
 
 
 @pytest.mark.skipif(not BEFORE_BLACKWELL, reason="needs a GPU before Blackwell")
