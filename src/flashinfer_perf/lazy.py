@@ -7,19 +7,24 @@ Routines are declared in the files that implement them; those files must be impo
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __all__ = ["LazyModule", "flashinfer", "numpy", "torch"]
 
 
 class LazyModule:
-    """Stands for a module and imports it when an attribute is first read."""
+    """Stands for a module and imports it when an attribute is first read; parts that it does not import itself, too."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        value = getattr(importlib.import_module(self._name), attribute)
+        module = importlib.import_module(self._name)
+        part = f"{self._name}.{attribute}"
+        if not hasattr(module, attribute) and hasattr(module, "__path__") and importlib.util.find_spec(part):
+            importlib.import_module(part)
+        value = getattr(module, attribute)
         setattr(self, attribute, value)
         return value
 
