@@ -24,10 +24,11 @@ def for_sum_of_ranks(dtype: DType, roundings: int) -> Close:
     """A sum over ranks whose partial sums are rounded to ``dtype``, in any order, and what is worked out from it.
 
     As in ``for_attention``: errors of roundings add up independently, relative to a row's root mean square, and the
-    worst of millions of elements is six times the typical one away. A rank that is left out is a hundred times that.
+    worst of millions of elements is six times the typical one away. An element that is far larger than its row's was so
+    at each rounding. A rank that is left out is a hundred times that.
 
     Args:
         roundings: to the format, from the addends to the output.
     """
     typical = RMS_ROUNDING * math.sqrt(roundings) * UNIT_ROUNDOFF[dtype]
-    return for_rows(dtype, typical, f"{roundings} roundings to {dtype} of sums over ranks")
+    return for_rows(dtype, typical, f"{roundings} roundings to {dtype} of sums over ranks", roundings=roundings)

@@ -61,7 +61,9 @@ def for_rounding(dtype: DType, reduction: int = 1, roundings: int = 1) -> Close:
     )
 
 
-def for_rows(dtype: DType, typical: float, why: str, *, worst: float = 6.0, spread: float = 1.7) -> Close:
+def for_rows(
+    dtype: DType, typical: float, why: str, *, worst: float = 6.0, spread: float = 1.7, roundings: int = 1
+) -> Close:
     """Errors that add up independently, relative to what a row's elements typically are.
 
     Args:
@@ -69,10 +71,11 @@ def for_rows(dtype: DType, typical: float, why: str, *, worst: float = 6.0, spre
         typical: error of an element, relative to the root mean square of its row.
         worst: of millions of elements, in units of the typical error: six standard deviations.
         spread: by how much a whole row's error may exceed the typical one, as rows of few terms fluctuate.
+        roundings: of the element itself, each of which errs the more the larger it is.
     """
     unit = UNIT_ROUNDOFF[dtype]
     return Close(
-        rtol=unit,
+        rtol=roundings * unit,
         atol=SMALLEST[dtype],
         of_row=worst * typical,
         max_relative_l2=spread * typical + unit,
