@@ -80,8 +80,22 @@ def test_preparing_is_outside_the_time(monkeypatch: pytest.MonkeyPatch):
 def test_phases_have_a_time_each_and_hand_on_their_results(monkeypatch: pytest.MonkeyPatch):
     phases = (Phase("a", lambda before, x: [before, x]), Phase("b", lambda before, x: [*before, x + 1]))
     timer = opened(Launch(phases=phases, kwargs={"x": 1}, returns=("p", "q", "r")))
-    monkeypatch.setattr(cpu, "perf_counter_ns", Clock(0, 1_000_000, 3_000_000))
+    monkeypatch.setattr(cpu, "perf_counter_ns", Clock(0, 1_000_000, 500_000, 3_000_000))
     assert timer.sample(1) == [(1.0, 3.0)]
+
+
+def test_ranks_wait_for_each_other_before_each_phase(monkeypatch: pytest.MonkeyPatch):
+    seen: list[str] = []
+
+    class Watched(SingleRank):
+        def barrier(self) -> None:
+            seen.append("barrier")
+
+    phases = (Phase("a", lambda _: seen.append("a")), Phase("b", lambda _: seen.append("b")))
+    timer = CpuTimer()
+    timer.open(Target(Launch(phases=phases), (), Warm(), Watched()))
+    timer.sample(1)
+    assert seen == ["barrier", "a", "barrier", "b"]
 
 
 def test_the_last_outputs_are_those_of_the_last_call():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from itertools import pairwise
 from time import perf_counter_ns
 from typing import Any
 
@@ -41,12 +40,15 @@ class CpuTimer(UnrotatedTimer):
     def _once(self) -> tuple[float, ...]:
         self._returned = result = None
         self.target.make_ready()
-        stamps = [perf_counter_ns()]
-        for step in self._steps:
+        took_ms = []
+        for number, step in enumerate(self._steps):
+            if number:
+                self.target.ranks.barrier()
+            before = perf_counter_ns()
             result = step(result)
-            stamps.append(perf_counter_ns())
+            took_ms.append((perf_counter_ns() - before) / 1e6)
         self._returned = result
-        return tuple((after - before) / 1e6 for before, after in pairwise(stamps))
+        return tuple(took_ms)
 
 
 @cache

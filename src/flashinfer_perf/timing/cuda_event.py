@@ -1,9 +1,8 @@
-"""CUDA events around each call: available everywhere; their own cost is measured and subtracted."""
+"""CUDA events around each call, or each phase: available everywhere; their own cost is measured and subtracted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 from flashinfer_perf.lazy import torch
@@ -32,7 +31,7 @@ class CudaEventTimer(UnrotatedTimer):
         slowest_enqueue_ms = max(target.ranks.all_gather(enqueue_ms(target.launch)))
         self._gate = Gate(slowest_enqueue_ms, target.launch.host_sync)
         self._overhead_ms = event_overhead_ms(torch.cuda.current_device())
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(len(self._steps) + 1)]
+        self._marks = [(_event(), _event()) for _ in self._steps]
         poison_outputs(target.launch, target.restores, returned)
 
     def sample(self, count: int) -> list[tuple[float, ...]]:
@@ -54,19 +53,24 @@ class CudaEventTimer(UnrotatedTimer):
     def _once(self) -> tuple[float, ...]:
         while not self._gate.length.accept(self.target.everywhere(self._enqueue())):
             pass
-        return tuple(
-            max(before.elapsed_time(after) - self._overhead_ms, 0.0) for before, after in pairwise(self._events)
-        )
+        return tuple(max(before.elapsed_time(after) - self._overhead_ms, 0.0) for before, after in self._marks)
 
     def _enqueue(self) -> bool:
         """Makes one call; whether its gate was closed until all of it was enqueued."""
         self._returned = result = None
         self.target.make_ready()
-        self._gate.close(opened=self._events[0], line_up=self.target.line_up)
-        for step, event in zip(self._steps, self._events[1:], strict=True):
+        self._gate.close(opened=self._marks[0][0], line_up=self.target.start_together)
+        for number, (step, (before, after)) in enumerate(zip(self._steps, self._marks, strict=True)):
+            if number:
+                self.target.start_together()
+                before.record()
             result = step(result)
-            event.record()
+            after.record()
         held = self._gate.held()
         torch.cuda.synchronize()
         self._returned = result
         return held
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)

@@ -39,6 +39,11 @@ class Target:
         self.cache.prepare()
         self.ranks.barrier()
 
+    def start_together(self) -> None:
+        """Enqueues what ends on all ranks' devices at once, before the start mark of a call or of one of its phases."""
+        if self.line_up is not None:
+            self.line_up()
+
     def everywhere(self, happened: bool) -> bool:
         """Whether it happened on every rank: all must take a sample again, or none."""
         return all(self.ranks.all_gather(happened))
