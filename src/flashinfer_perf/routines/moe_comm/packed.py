@@ -17,7 +17,7 @@ class Way(NamedTuple):
 
     Attributes:
         sent: how many rows went to each rank; received: how many came from each.
-        order: (tokens, ranks) int64: which of the sent rows is a token's to a rank; -1 where none is.
+        order: (tokens, ranks) int32: which of the sent rows is a token's to a rank; -1 where none is.
     """
 
     sent: list[int]
@@ -26,7 +26,8 @@ class Way(NamedTuple):
 
 
 class PackedExchange:
-    """Over a group of torch.distributed. The receivers must know how many rows come, so the host waits for the counts.
+    """Over a group of torch.distributed. The receivers must know how many rows come, so the host waits for the counts;
+    meanwhile the rows are packed.
 
     Args:
         group: a process group; None for the default one.
@@ -49,15 +50,13 @@ class PackedExchange:
         self._returned = torch.empty_like(self._answers)
 
     def dispatch(self, rows: tuple[torch.Tensor, ...]) -> Arrived:
-        wanted = self._experts.wanted(rows[0])
-        counts = wanted.sum(dim=0)
-        received = torch.empty_like(counts)
-        self._all_to_all(received, counts)
-        order = torch.where(wanted.T, wanted.T.flatten().cumsum(0).view(wanted.T.shape) - 1, -1).T
-        way = Way(counts.tolist(), received.tolist(), order)
-        packed = pack(rows, wanted)
+        order, counts = plan(self._experts, rows[0])
+        sent, received = counts
+        self._all_to_all(received, sent)
+        packed = pack(rows, order)
+        way = Way(*counts.tolist(), order)
         arrived = packed.new_empty(sum(way.received), packed.shape[1])
-        self._all_to_all(arrived, packed, way.received, way.sent)
+        self._all_to_all(arrived, packed[: sum(way.sent)], way.received, way.sent)
         return Arrived(unpack(arrived, rows), way)
 
     def used(self, arrived: Arrived) -> torch.Tensor:
@@ -76,24 +75,47 @@ class PackedExchange:
         torch.distributed.all_to_all_single(output, input, *splits, group=self._group)
 
 
-def pack(rows: tuple[torch.Tensor, ...], wanted: torch.Tensor) -> torch.Tensor:
-    """(sent, bytes): the rows for rank 0, then those for rank 1, and so on; all parts of a token in one."""
-    tokens = wanted.T.nonzero()[:, 1]
-    if rows[0].is_cuda:
-        from flashinfer_perf.kernels.token_rows import gather_rows
+def plan(experts: Experts, expert_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token's row for each rank, (tokens, ranks) int32, -1 for none; and a pair of (ranks,) int64, how many rows
+    there are for each, and room for how many come. Rows for rank 0 come first, then those for rank 1, and so on.
+    """
+    if expert_ids.is_cuda:
+        from flashinfer_perf.kernels.token_rows import plan_rows
 
-        return gather_rows([_bytes(part) for part in rows], tokens, ALIGNMENT)
-    return torch.cat([_padded(_bytes(part)[tokens]) for part in rows], dim=1)
+        order = expert_ids.new_empty(len(expert_ids), experts.ranks)
+        counts = torch.empty(2, experts.ranks, dtype=torch.int64, device=expert_ids.device)
+        plan_rows(expert_ids, experts.per_rank, order, counts[0])
+        return order, counts
+    wanted = experts.wanted(expert_ids).T
+    rows = wanted.flatten().cumsum(0).view(wanted.shape) - 1
+    counts = wanted.sum(dim=1)
+    return torch.where(wanted, rows, -1).T.int(), torch.stack([counts, torch.zeros_like(counts)])
+
+
+def pack(rows: tuple[torch.Tensor, ...], order: torch.Tensor) -> torch.Tensor:
+    """(tokens * ranks, bytes): all parts of a token in each of its rows; those behind the last one are not filled."""
+    starts, width = _places(rows)
+    packed = torch.empty(order.numel(), width, dtype=torch.uint8, device=order.device)
+    parts = [_bytes(part) for part in rows]
+    if packed.is_cuda:
+        from flashinfer_perf.kernels.token_rows import pack_rows
+
+        pack_rows(parts, order, packed, starts)
+        return packed
+    token, rank = (order >= 0).nonzero(as_tuple=True)
+    row = order[token, rank].long()
+    packed[row] = 0
+    for start, part in zip(starts, parts, strict=True):
+        packed[row, start : start + part.shape[1]] = part[token]
+    return packed
 
 
 def unpack(packed: torch.Tensor, like: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """The parts of packed rows, as views of the formats and widths that they were packed from."""
-    parts, start = [], 0
-    for part in like:
-        width = part.shape[1] * part.element_size()
-        parts.append(packed[:, start : start + width].view(part.dtype))
-        start += -width % ALIGNMENT + width
-    return tuple(parts)
+    starts, _ = _places(like)
+    widths = [part.shape[1] * part.element_size() for part in like]
+    parts = zip(like, starts, widths, strict=True)
+    return tuple(packed[:, start : start + width].view(part.dtype) for part, start, width in parts)
 
 
 def add_up(returned: torch.Tensor, order: torch.Tensor, out: torch.Tensor) -> None:
@@ -105,13 +127,18 @@ def add_up(returned: torch.Tensor, order: torch.Tensor, out: torch.Tensor) -> No
         return
     token, rank = (order >= 0).nonzero(as_tuple=True)
     total = torch.zeros(out.shape, dtype=torch.float32)
-    out.copy_(total.index_add_(0, token, returned[order[token, rank]].float()))
+    out.copy_(total.index_add_(0, token, returned[order[token, rank].long()].float()))
+
+
+def _places(rows: tuple[torch.Tensor, ...]) -> tuple[list[int], int]:
+    """Where parts begin in a packed row, and how wide that is, in bytes."""
+    ends = [0]
+    for part in rows:
+        width = part.shape[1] * part.element_size()
+        ends.append(ends[-1] + width + -width % ALIGNMENT)
+    return ends[:-1], ends[-1]
 
 
 def _bytes(rows: torch.Tensor) -> torch.Tensor:
     """As bytes: not every library knows every number format."""
     return rows.contiguous().view(torch.uint8)
-
-
-def _padded(rows: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(rows, (0, -rows.shape[1] % ALIGNMENT))
