@@ -74,7 +74,8 @@ def test_other_ranks_go_to_the_store_of_the_first(no_group: list[object], monkey
 def group(no_group: list[object], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, object]]]:
     """In place of an NCCL group; gives how groups were asked for."""
     asked: list[dict[str, object]] = []
-    monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
+    for name in ("NCCL_NVLS_ENABLE", "NCCL_MIN_CTAS", "NCCL_MAX_CTAS"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(distributed, "new_group", lambda **how: asked.append(how) or "the group")
     process_group._nccl_group.cache_clear()
     yield asked
@@ -85,6 +86,18 @@ def test_an_nccl_group_is_made_once_and_without_multicast(group: list[dict[str, 
     assert nccl_group(SingleRank()) == nccl_group(SingleRank()) == "the group"
     assert group == [{"backend": "nccl", "timeout": TIMEOUT}]
     assert os.environ["NCCL_NVLS_ENABLE"] == "0"
+
+
+def test_collectives_have_as_many_channels_as_sends_unless_the_environment_says_otherwise(
+    group: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+):
+    nccl_group(SingleRank())
+    assert (os.environ["NCCL_MIN_CTAS"], os.environ["NCCL_MAX_CTAS"]) == ("1", "1")
+    monkeypatch.delenv("NCCL_MIN_CTAS")
+    monkeypatch.delenv("NCCL_MAX_CTAS")
+    process_group._nccl_group.cache_clear()
+    nccl_group(SingleRank())
+    assert os.environ["NCCL_MIN_CTAS"] == os.environ["NCCL_MAX_CTAS"] == process_group.NCCL_CHANNELS
 
 
 def test_ranks_line_up_by_a_reduction_of_one_element(group: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch):

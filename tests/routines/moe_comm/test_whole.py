@@ -17,7 +17,8 @@ ROW = 14400
         (2, 8, 1, False),
         (2, 8, 4096, False),  # one row in 256 is not needed
         (2, 1, 64, False),  # half of them, but they are few
-        (2, 1, 4096, True),
+        (2, 1, 4096, False),  # sending them takes 113 us, not sending them longer
+        (2, 1, 32768, True),
         (8, 8, 64, False),
         (8, 8, 4096, True),  # a third
         (64, 8, 1024, True),
