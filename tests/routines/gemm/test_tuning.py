@@ -14,7 +14,8 @@ from tests.fakes import texts_in
 from tests.routines.harness import assert_passes, case_of, launch_of, records_of, run, unconditional
 
 pytest.importorskip("flashinfer")
-from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
+from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig
+from flashinfer.fused_moe.utils import get_hybrid_num_tokens_buckets, map_to_hybrid_bucket_uncapped
 
 from flashinfer_perf.run.engine import run_case
 from flashinfer_perf.run.ranks import SingleRank
@@ -22,6 +23,10 @@ from flashinfer_perf.sinks.console import perf_lines
 from flashinfer_perf.sinks.row import row_of
 
 CASE = "--batch_size 2 --m 4 --n 16 --k 32"
+BY_ROWS = TuningConfig(
+    dynamic_tensor_specs=(DynamicTensorSpec((0,), (-2,), get_hybrid_num_tokens_buckets, map_to_hybrid_bucket_uncapped),)
+)
+"""As the library tunes its GEMMs: for many numbers of rows, and a call finds the next larger one's tactic."""
 
 
 class CublasFp8GemmRunner(TunableRunner):
@@ -45,20 +50,29 @@ class CudnnFp8GemmRunner(CublasFp8GemmRunner):
 
 
 @pytest.fixture
-def ran(monkeypatch):
-    """bmm_fp8 asks the tuner as FlashInfer's does; tactic 1 is the fastest, and of the runners cuDNN's."""
+def measured(monkeypatch):
+    """The shapes of a at which tactics were measured; 1 is the fastest, and of the runners cuDNN's."""
+    shapes: list[tuple[int, ...]] = []
+
+    def profile(self, runner, inputs, tactic, *args, **kwargs):
+        shapes.append(tuple(inputs[0].shape))
+        return abs(tactic - 1) + (0.5 if type(runner) is CublasFp8GemmRunner else 0.0)
+
+    monkeypatch.setattr(AutoTuner, "_profile_single_kernel", profile)
+    return shapes
+
+
+@pytest.fixture
+def ran(monkeypatch, measured):
+    """bmm_fp8 asks the tuner as FlashInfer's does."""
     runners = {"cublas": CublasFp8GemmRunner(), "cudnn": CudnnFp8GemmRunner()}
 
     def bmm_fp8(A, B, A_scale, B_scale, dtype, out, backend):
         inputs = [A, B, A_scale, B_scale, out]
         chosen = list(runners.values()) if backend == "auto" else [runners[backend]]
-        runner, tactic = AutoTuner.get().choose_one("fp8_gemm", chosen, TuningConfig(), inputs)
+        runner, tactic = AutoTuner.get().choose_one("fp8_gemm", chosen, BY_ROWS, inputs)
         return runner(inputs=inputs, tactic=tactic)
 
-    def profile(self, runner, inputs, tactic, *args, **kwargs):
-        return abs(tactic - 1) + (0.5 if type(runner) is CublasFp8GemmRunner else 0.0)
-
-    monkeypatch.setattr(AutoTuner, "_profile_single_kernel", profile)
     monkeypatch.setattr(CublasFp8GemmRunner, "ran", [])
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     with contract("flashinfer.gemm.bmm_fp8", bmm_fp8), mock.patch("torch.cuda.synchronize"):
@@ -82,6 +96,16 @@ def test_the_tuned_tactic_is_the_one_that_is_timed(ran):
     assert (record.backend, record.label) == ("cublas", "cublas_autotune")
     assert row_of(record)["backend"] == "cublas_autotune"
     assert perf_lines(record)[0].startswith("[PERF] cublas_autotune:: median time ")
+
+
+@pytest.mark.parametrize("m", [1, 4, 5, 300])
+def test_tactics_are_measured_at_the_size_that_is_timed_alone(ran, measured, m):
+    """Also at sizes that are rounded to look a tactic up; the library would measure at all powers of two below."""
+    with unconditional("bmm_fp8", "cublas"):
+        record = run("bmm_fp8", f"--batch_size 2 --m {m} --n 16 --k 32 --autotune", "cublas")
+    assert_passes(record)
+    assert measured == [(2, m, 32)] * 3
+    assert set(ran) == {1}
 
 
 @pytest.mark.parametrize(

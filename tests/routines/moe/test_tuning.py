@@ -13,7 +13,8 @@ from tests.routines.moe import library
 from tests.routines.moe.broken import CASE
 
 pytest.importorskip("flashinfer")
-from flashinfer.autotuner import AutoTuner, TunableRunner, TuningConfig
+from flashinfer.autotuner import AutoTuner, DynamicTensorSpec, TunableRunner, TuningConfig
+from flashinfer.fused_moe.utils import get_hybrid_num_tokens_buckets, make_hybrid_bucket_mapper
 
 from flashinfer_perf.run.engine import run_case
 from flashinfer_perf.run.ranks import SingleRank
@@ -30,6 +31,15 @@ NAMED = {
     "trtllm_fp8_block_scale_moe": "FP8 block scale MoE",
     "trtllm_fp8_per_tensor_scale_moe": "FP8 per-tensor scale MoE",
 }
+MOST_TOKENS = 8192
+BY_TOKENS = TuningConfig(
+    dynamic_tensor_specs=(
+        DynamicTensorSpec(
+            (0,), (0,), get_hybrid_num_tokens_buckets(MOST_TOKENS), make_hybrid_bucket_mapper(MOST_TOKENS)
+        ),
+    )
+)
+"""As the library tunes its mixtures: for 21 numbers of tokens."""
 
 
 class MoERunner(TunableRunner):
@@ -41,28 +51,34 @@ class MoERunner(TunableRunner):
 
 
 @pytest.fixture
-def fastest_is_1(monkeypatch):
-    monkeypatch.setattr(
-        AutoTuner, "_profile_single_kernel", lambda self, runner, inputs, tactic, *_, **__: abs(tactic - 1)
-    )
+def measured(monkeypatch):
+    """Numbers of tokens at which tactics were measured; 1 is the fastest."""
+    tokens: list[int] = []
+
+    def profile(self, runner, inputs, tactic, *args, **kwargs):
+        tokens.append(len(inputs[0]))
+        return abs(tactic - 1)
+
+    monkeypatch.setattr(AutoTuner, "_profile_single_kernel", profile)
     monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     with mock.patch("torch.cuda.synchronize"):
-        yield
+        yield tokens
     AutoTuner.get().clear_cache()
 
 
 @pytest.mark.parametrize("name", ROUTINES)
-def test_tactics_of_every_product_are_found_and_said(fastest_is_1, name):
+def test_tactics_of_every_product_are_found_and_said(measured, name):
     backend, kernel, products = ROUTINES[name]
 
     def asks(**arguments):
         for product in products:
-            AutoTuner.get().choose_one(product, [MoERunner()], TuningConfig(), [arguments["output"]])
+            AutoTuner.get().choose_one(product, [MoERunner()], BY_TOKENS, [arguments["output"]])
         return kernel(**arguments)
 
     with contract(f"flashinfer.fused_moe.{name}", asks), unconditional(name, backend):
         tuned, plain = run(name, f"{CASE} --autotune", backend), run(name, CASE, backend)
     assert_passes(tuned)
+    assert measured == [tuned.case["num_tokens"]] * 3 * len(products)
     assert tuned.facts["tactic"] == "; ".join(["MoERunner 1"] * len(products))
     assert tuned.facts["tuning_ms"] > 0
     assert (tuned.label, plain.label) == (f"{backend}_autotune", backend)
@@ -71,7 +87,7 @@ def test_tactics_of_every_product_are_found_and_said(fastest_is_1, name):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_documented_line(fastest_is_1, name):
+def test_the_documented_line(measured, name):
     backend, kernel, _ = ROUTINES[name]
     with contract(f"flashinfer.fused_moe.{name}", kernel), unconditional(name, backend):
         case = case_of(name, f"{CASE} --autotune --backends {backend} -v", dry_run_iters=3)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -42,9 +43,9 @@ class Tunable(Protocol):
 def tuned(case: Tunable, launch: Launch, backend: str = "", named: str = "") -> Launch:
     """The launch, after its tactics were measured if that is asked for; it says what will run.
 
-    The tuner measures at the first call inside its context. Outside, each call asks it again, and gets what was
-    found, or runner and tactic by default; a call that is listened to tells which. Without tuning there is one only
-    where the name stands for a choice.
+    The tuner measures at the first call inside its context, for the sizes of this call alone. Outside, each call asks
+    it again, and gets what was found, or runner and tactic by default; a call that is listened to tells which. Without
+    tuning there is one only where the name stands for a choice.
 
     Args:
         launch: writes nothing but outputs, so that calls before the timed ones do no harm.
@@ -54,7 +55,7 @@ def tuned(case: Tunable, launch: Launch, backend: str = "", named: str = "") -> 
     facts: dict[str, Any] = {}
     if case.autotune:
         began = perf_counter()
-        with flashinfer.autotuner.autotune(True):
+        with flashinfer.autotuner.autotune(True), _asked_by_way_of(_for_these_sizes):
             launch()
         _wait(launch)
         facts["tuning_ms"] = (perf_counter() - began) * 1e3
@@ -92,21 +93,49 @@ def backend_of(runner: str) -> str:
     return NAMES.get(found, found)
 
 
+def _for_these_sizes(
+    choose_one: Callable[..., Any], custom_op: str, runners: Any, tuning_config: Any, inputs: list[Any], **kwargs: Any
+) -> Any:
+    """Asks the tuner to measure at the sizes of these inputs alone.
+
+    Left alone it measures at every size that a configuration lists, which takes minutes for a large mixture of experts.
+    What it finds is kept under a size rounded by ``map_to_tuning_buckets``, both when it was measured and when a call
+    looks it up, so that a call of these very sizes finds it whatever else was measured.
+    """
+    return choose_one(custom_op, runners, _narrowed(tuning_config, inputs), inputs, **kwargs)
+
+
+def _narrowed(tuning_config: Any, inputs: list[Any]) -> Any:
+    """The library's ``TuningConfig`` with one size to measure at in each dynamic dimension: that of the inputs."""
+
+    def at_one_size(spec: Any) -> Any:
+        return dataclasses.replace(spec, gen_tuning_buckets=(inputs[spec.input_idx[0]].shape[spec.dim_idx[0]],))
+
+    specs = tuple(at_one_size(spec) for spec in tuning_config.dynamic_tensor_specs)
+    return dataclasses.replace(tuning_config, dynamic_tensor_specs=specs)
+
+
 @contextlib.contextmanager
 def _choices() -> Iterator[list[tuple[str, Any]]]:
     """The (runner, tactic) that the library's tuner chooses inside."""
-    library = flashinfer.autotuner.AutoTuner.get()
     chosen: list[tuple[str, Any]] = []
-    choose = library.choose_one
 
-    def choose_one(*args: Any, **kwargs: Any) -> Any:
-        runner, tactic = choose(*args, **kwargs)
+    def listen(choose_one: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        runner, tactic = choose_one(*args, **kwargs)
         chosen.append((type(runner).__name__, tactic))
         return runner, tactic
 
-    library.choose_one = choose_one
-    try:
+    with _asked_by_way_of(listen):
         yield chosen
+
+
+@contextlib.contextmanager
+def _asked_by_way_of(between: Callable[..., Any]) -> Iterator[None]:
+    """Inside, questions to the library's tuner go to ``between``: its own ``choose_one``, then that one's arguments."""
+    library = flashinfer.autotuner.AutoTuner.get()
+    library.choose_one = functools.partial(between, library.choose_one)
+    try:
+        yield
     finally:
         del library.choose_one
 
