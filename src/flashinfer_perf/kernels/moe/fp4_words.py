@@ -14,6 +14,7 @@ in bf16 and fp16: a shift converts it. Zero has no such exponent: its block's el
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -44,8 +45,12 @@ def _element(code: int, pair: int, half: int) -> int:
     return sum((code >> 3 - bit & 1) << place(pair, half, bit) for bit in range(4))
 
 
+@functools.cache
 def _byte_table() -> torch.Tensor:
-    """(4, 256) int32: what a byte, by where it is among four, adds to its word."""
+    """(4, 256) int32: what a byte, by where it is among four, adds to its word.
+
+    Made once, on the CPU: it takes milliseconds, and is asked for at every expert's matrix.
+    """
     return torch.tensor(
         [
             [_element(byte & 0xF, at // 2, at % 2) | _element(byte >> 4, 2 + at // 2, at % 2) for byte in range(256)]
@@ -65,6 +70,12 @@ def _scale(byte: int) -> int:
     return (exponent - 1 + SCALE_BIAS) << 3 | int(mantissa * 16) - 8
 
 
+@functools.cache
+def _scale_table() -> torch.Tensor:
+    """(256,) bytes: a scale's for each of E4M3. Likewise."""
+    return torch.tensor([_scale(byte) for byte in range(256)], dtype=torch.uint8)
+
+
 def words_of(packed: torch.Tensor) -> torch.Tensor:
     """(…, 4 n) bytes of two codes to as many, each four the bytes of a word."""
     table = _byte_table().to(packed.device)
@@ -77,5 +88,4 @@ def words_of(packed: torch.Tensor) -> torch.Tensor:
 
 def scales_of(scale: torch.Tensor) -> torch.Tensor:
     """E4M3 bytes to those of scales, whose sign is left out."""
-    table = torch.tensor([_scale(byte) for byte in range(256)], dtype=torch.uint8, device=scale.device)
-    return table[scale.int()]
+    return _scale_table().to(scale.device)[scale.int()]
