@@ -43,7 +43,7 @@ def test_bytes_that_change_places_are_noticed(data: list[int], a: int, b: int):
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 63, 64, 65])
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 18])
 def test_every_byte_counts_whatever_the_size_and_the_chunks(size: int, chunk: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setitem(module._CHUNK, "cpu", chunk)
     tensor = torch.arange(size, dtype=torch.int16).to(torch.uint8)
     values = {value(tensor)}
     for position in range(size):
@@ -51,6 +51,13 @@ def test_every_byte_counts_whatever_the_size_and_the_chunks(size: int, chunk: in
         values.add(value(tensor))
         tensor[position] ^= 0x80
     assert len(values) == size + 1
+
+
+@pytest.mark.parametrize("count", module._CHUNK.values())
+def test_no_two_words_of_a_chunk_weigh_the_same(count: int):
+    """Words that change places would not be noticed."""
+    weights = module._weights(torch.device("cpu"), count)
+    assert bool((weights.sort().values.diff() != 0).all())
 
 
 def test_the_sign_of_zero_and_the_payload_of_nan_are_bytes_like_any_other():

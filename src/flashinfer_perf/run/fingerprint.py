@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from flashinfer_perf.lazy import torch
 
-_CHUNK = 1 << 18
-"""Words hashed at a time: 2 MiB, which stay in a CPU's cache while they are."""
+_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Words hashed at a time. 2 MiB stay in a CPU's cache while they are. 32 MiB stay in a large GPU's, and keep it longer
+than it takes to enqueue the kernel that hashes them: by 2 MiB, ten gigabytes of weights would be 40 000 kernels.
+"""
 _SPREAD = -4417276706812531889
 """Any odd number with bits all over."""
 
@@ -28,12 +30,12 @@ class Fingerprints:
 def fingerprint(tensor: torch.Tensor) -> torch.Tensor:
     """A 64-bit hash of the bytes of a tensor's storage, as a tensor so that nothing waits for the device."""
     raw = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
-    whole = len(raw) // 8 * 8
+    whole, size = len(raw) // 8 * 8, _CHUNK[tensor.device.type]
     words, tail = raw[:whole].view(torch.int64), raw[whole:].to(torch.int64)
-    weights = _weights(tensor.device, max(min(len(words), _CHUNK), len(tail)))
+    weights = _weights(tensor.device, max(min(len(words), size), len(tail)))
     total = (tail * weights[: len(tail)]).sum()
-    for start in range(0, len(words), _CHUNK):
-        chunk = _mixed(words[start : start + _CHUNK])
+    for start in range(0, len(words), size):
+        chunk = _mixed(words[start : start + size])
         total = total * 6364136223846793005 + chunk.mul_(weights[: len(chunk)]).sum()
     return total
 
