@@ -51,8 +51,8 @@ def _scale_of(values: torch.Tensor, dtype: DType) -> torch.Tensor:
 
 
 def _largest(part: torch.Tensor) -> torch.Tensor:
-    size = part.float().abs()
-    return torch.where(size.isfinite(), size, torch.zeros_like(size)).amax()
+    """In the part's own format, in which a maximum is exact: half the memory of fp32, where weights are of 16 bits."""
+    return part.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs_().amax().float()
 
 
 def _parts(values: torch.Tensor) -> tuple[torch.Tensor, ...]:
