@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 
+from flashinfer_perf.kernels.moe import fp4_words
 from flashinfer_perf.kernels.moe.fp4_words import LAST_FACTOR, LAST_MASK, PLACES, place, scales_of, words_of
 
 BITS = [(pair, half, bit) for pair in range(4) for half in range(2) for bit in range(4)]
@@ -33,3 +36,12 @@ def test_no_scale_is_the_smallest_one(byte):
 
 def test_what_is_no_number_stays_so():
     assert scales_of(torch.tensor([0x7F], dtype=torch.uint8)) == 0xFF, "an exponent of ones"
+
+
+def test_tables_are_made_once():
+    """A mixture of experts asks for them hundreds of times, and each takes a millisecond or more."""
+    packed = torch.arange(256).to(torch.uint8)
+    words, scales = words_of(packed), scales_of(packed)
+    with mock.patch.object(fp4_words, "_element"), mock.patch.object(fp4_words, "_scale"):
+        assert torch.equal(words_of(packed), words)
+        assert torch.equal(scales_of(packed), scales)
