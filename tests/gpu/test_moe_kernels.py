@@ -79,6 +79,7 @@ def test_every_activation(activation):
         {"format": ExpertFormat.FP8_BLOCK, "quantised": True},
         {"format": ExpertFormat.FP8_CHANNEL, "on_input": True, "top_k": 1},
         {"format": ExpertFormat.NVFP4, "offset": 8, "local": 8},
+        {"format": ExpertFormat.NVFP4, "dtype": torch.float16},
         {"format": ExpertFormat.NVFP4, "hidden": 960, "intermediate": 192},
         {"format": ExpertFormat.BF16, "hidden": 720, "intermediate": 336},
     ],

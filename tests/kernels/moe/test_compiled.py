@@ -27,16 +27,16 @@ HIDDEN, INTERMEDIATE, EXPERTS = 7168, 2048, 2
 MANY = Tiles(128, 8, ProductTiles(64, 64, 8, 3), ProductTiles(64, 64, 8, 3), extra=64)
 
 
-def weights(format: ExpertFormat) -> ExpertWeights:
-    """DeepSeek-R1's sizes, of memory that nobody touches."""
+def weights(format: ExpertFormat, dtype: torch.dtype = torch.bfloat16) -> ExpertWeights:
+    """DeepSeek-R1's sizes, of memory that nobody touches, for activations of a dtype."""
     first, second = (EXPERTS, 2 * INTERMEDIATE, HIDDEN), (EXPERTS, HIDDEN, INTERMEDIATE)
     of = lambda dtype, *shape: torch.empty(shape, dtype=dtype)  # noqa: E731
     if format is ExpertFormat.BF16:
-        return ExpertWeights(format, of(torch.bfloat16, *first), of(torch.bfloat16, *second))
+        return ExpertWeights(format, of(dtype, *first), of(dtype, *second))
     if format is ExpertFormat.NVFP4:
         elements = (of(torch.uint8, *shape[:2], shape[2] // 2) for shape in (first, second))
         scales = (of(torch.uint8, *shape[:2], shape[2] // 16) for shape in (first, second))
-        return PreparedFp4(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS))
+        return PreparedFp4(format, *elements, *scales, torch.ones(EXPERTS), torch.ones(EXPERTS), dtype=dtype)
     elements = (of(torch.float8_e4m3fn, *shape) for shape in (first, second))
     shapes = ((EXPERTS,),) * 2 if format is ExpertFormat.FP8_TENSOR else (first[:2], second[:2])
     if format is ExpertFormat.FP8_BLOCK:
@@ -44,10 +44,12 @@ def weights(format: ExpertFormat) -> ExpertWeights:
     return ExpertWeights(format, *elements, *(of(torch.float32, *shape) for shape in shapes))
 
 
-def compiled(monkeypatch, format: ExpertFormat, tokens: int, capability=HOPPER, tiles=None) -> dict[str, object]:
+def compiled(
+    monkeypatch, format: ExpertFormat, tokens: int, capability=HOPPER, tiles=None, dtype=torch.bfloat16
+) -> dict[str, Any]:
     found = compile_instead(monkeypatch, capability)
-    options = {"num_tokens": tokens, "top_k": 1, "num_experts": EXPERTS, "dtype": torch.bfloat16}
-    call(TritonExperts(weights(format), **options, tiles=tiles))
+    options = {"num_tokens": tokens, "top_k": 1, "num_experts": EXPERTS, "dtype": dtype}
+    call(TritonExperts(weights(format, dtype), **options, tiles=tiles))
     return found
 
 
@@ -82,6 +84,21 @@ def test_decoded_weights_go_from_registers_to_tensor_cores(monkeypatch):
         assert "local_alloc" not in loop
         loads = re.findall(r"ld\.global\S*", found[name].asm["ptx"].split("wgmma.mma_async")[1])
         assert loads == [], "scales are copied ahead, too"
+
+
+@pytest.mark.parametrize(("capability", "product"), [(HOPPER, "wgmma.mma_async"), (ADA, "mma.sync")])
+def test_fp16_has_words_of_its_own(monkeypatch, capability, product):
+    """A pair takes one operation with floats, and no rearrangement of bf16's words."""
+    found = compiled(monkeypatch, ExpertFormat.NVFP4, 2, capability, dtype=torch.float16)
+    for name in PRODUCTS:
+        ptx = found[name].asm["ptx"]
+        assert re.search(rf"{re.escape(product)}\S+\.f32\.f16\.f16", ptx)
+        counts = {text: ptx.count(text) for text in ("fma.rn.f16x2", "0x8E008E00;", "0x4008;", "0x8040;")}
+        words = counts["fma.rn.f16x2"] // 4
+        assert words
+        assert counts == {"fma.rn.f16x2": 4 * words, "0x8E008E00;": 4 * words, "0x4008;": words, "0x8040;": words}
+        assert ".local" not in ptx
+        assert found[name].metadata.shared <= SHARED_BYTES[capability]
 
 
 @pytest.mark.parametrize("format", [ExpertFormat.FP8_CHANNEL, ExpertFormat.NVFP4])

@@ -64,7 +64,7 @@ def route(self, logits, bias, topk_ids, topk_weights):
 def _kernels_by_their_documentation(monkeypatch):
     """Plans are the kernels' own, with what they check."""
     monkeypatch.setattr(TritonExperts, "__call__", experts)
-    monkeypatch.setattr("flashinfer_perf.kernels.moe.experts.prepared", lambda weights: weights)
+    monkeypatch.setattr("flashinfer_perf.kernels.moe.experts.prepared", lambda weights, dtype: weights)
     monkeypatch.setattr(TritonRouting, "__call__", route)
 
 

@@ -41,7 +41,7 @@ class TritonExperts:
 
     Args:
         weights: of the experts that are here, E of them. Those of NVFP4 are copied in another order, unless they are
-            ``fp4_weights.prepared``, which serves many plans.
+            ``fp4_weights.prepared`` for ``dtype``, which serves many plans.
         num_tokens: T, of every call.
         top_k: K experts of a token.
         num_experts: of all.
@@ -79,7 +79,7 @@ class TritonExperts:
     ) -> None:
         check_options(weights, num_tokens, top_k, num_experts, dtype, activation, expert_offset)
         weights.check(activation in GATED)
-        weights = prepared(weights) if weights.format is ExpertFormat.NVFP4 else weights
+        weights = prepared(weights, dtype) if weights.format is ExpertFormat.NVFP4 else weights
         check_static("input_scale", input_scale, weights)
         check_static("intermediate_scale", intermediate_scale, weights)
         if per_token is None:
@@ -106,7 +106,12 @@ class TritonExperts:
         self._plan_rows(input_scale, intermediate_scale, per_token)
 
     def use(self, weights: ExpertWeights) -> None:
-        """Takes others of the same shapes for the calls to come, in the form that ``weights`` of this has."""
+        """Takes others of the same shapes for the calls to come, in the form that ``weights`` of this has.
+
+        Raises:
+            ValueError: for weights that are for another ``dtype``.
+        """
+        weights.check_dtype(self.dtype)
         self.weights = weights
         if self._on_hopper is not None:
             self._on_hopper.use(weights)

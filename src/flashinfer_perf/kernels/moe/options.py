@@ -25,8 +25,7 @@ def check_options(
         raise ValueError(f"activation is {activation!r}: give one of {', '.join(ACTIVATIONS)}")
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"dtype is {dtype}: give bfloat16 or float16")
-    if weights.format is ExpertFormat.BF16 and weights.w1.dtype != dtype:
-        raise ValueError(f"dtype is {dtype} and w1 is {weights.w1.dtype}: give the same")
+    weights.check_dtype(dtype)
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k is {top_k}: give 1 to {num_experts}, the number of experts")
     if num_tokens < 0:

@@ -122,7 +122,7 @@ def in_blocks(
 
 
 @triton.jit
-def _decoded(pointers, scales, word, pair, k, HALF: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
+def _decoded(pointers, scales, word, pair, k, DTYPE: tl.constexpr, WHOLE: tl.constexpr, HARDWARE: tl.constexpr):
     """A tile of 16-bit weights; ``word`` and ``pair`` say where in 16 rows of k elements its words and scales are."""
     if WHOLE:
         packed = tl.load(pointers, eviction_policy="evict_first")
@@ -130,7 +130,7 @@ def _decoded(pointers, scales, word, pair, k, HALF: tl.constexpr, WHOLE: tl.cons
     else:
         packed = tl.load(pointers, (word < 2 * k)[None, :], 0, eviction_policy="evict_first")
         scale = tl.load(scales, (pair < k // 2)[None, :], 0, eviction_policy="evict_first")
-    return ordered(decode(packed, scale, HALF, HARDWARE))
+    return ordered(decode(packed, scale, DTYPE, HARDWARE))
 
 
 @triton.jit
@@ -162,11 +162,11 @@ def fp4(
     """The same of NVFP4 weights and 16-bit rows in the order of ``fp4_order``; products are to be scaled, ``fp4``.
 
     Args:
-        w: int32, the expert's (blocks of 16 rows, 2 k).
+        w: int32, the expert's (blocks of 16 rows, 2 k), words for the dtype of x.
         w_scale: uint16, the expert's (blocks of 16 rows, k / 2).
         columns: of the result.
     """
-    HALF: tl.constexpr = x.dtype.element_ty == tl.float16
+    DTYPE: tl.constexpr = x.dtype.element_ty
     ROWS: tl.constexpr = columns.shape[0] * (2 if GATED else 1)
     depth, word, pair = tl.arange(0, DEPTH), tl.arange(0, 2 * DEPTH), tl.arange(0, DEPTH // 2)
     right, more_right = _row_pointers(x, row, depth, k), _row_pointers(x, more, depth, k)
@@ -177,7 +177,7 @@ def fp4(
     for start in range(0, k, DEPTH):
         first, half = start * 2, start // 2
         rows = _load(right + start, present[None, :], (start + depth)[:, None], k, WHOLE)
-        weights = _decoded(left + first, scales + half, first + word, half + pair, k, HALF, WHOLE, not UPCAST)
+        weights = _decoded(left + first, scales + half, first + word, half + pair, k, DTYPE, WHOLE, not UPCAST)
         total = _dot(weights, rows, total, UPCAST)
         if EXTRA > 0:
             more_rows = _load(more_right + start, more_present[None, :], (start + depth)[:, None], k, WHOLE)

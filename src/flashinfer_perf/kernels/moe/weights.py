@@ -79,6 +79,11 @@ class ExpertWeights:
             if size % block:
                 raise ValueError(f"{name} is {size}: give a multiple of {block} for {self.format.value}")
 
+    def check_dtype(self, dtype: torch.dtype) -> None:
+        """Raises ValueError for activations that the weights are not for, bfloat16 or float16."""
+        if self.format is ExpertFormat.BF16 and self.w1.dtype != dtype:
+            raise ValueError(f"dtype is {dtype} and w1 is {self.w1.dtype}: give the same")
+
     def _check_matrix(self, name: str, rows: int, columns: int) -> None:
         dtypes = {ExpertFormat.BF16: (torch.bfloat16, torch.float16), ExpertFormat.NVFP4: (torch.uint8,)}
         allowed = dtypes.get(self.format, (torch.float8_e4m3fn,))
