@@ -36,8 +36,8 @@ def main() -> None:
 def called() -> bool:
     """The plan that a GPU has, of the weights that ``moe_fp4`` brought into order."""
     layer = NVFP4_LAYER.made()
-    weights = call.ordered(layer.w1, layer.w2, layer.config, (layer.n, layer.k))
-    plan = call.planned(weights, layer.m, layer.top_k, layer.e, torch.float16)
+    sizes = (layer.m, layer.n, layer.k, layer.e)
+    plan = call.plan_of(layer.config, layer.w1, layer.w2, sizes, layer.top_k, layer.a.dtype)
     assert isinstance(plan, TritonExperts)
     output = torch.empty_like(layer.a)
     held = call.launches.weights_of(plan)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flashinfer_perf.moe_tool.call import moe_fp4, nvfp4_moe_quant_config
+from flashinfer_perf.moe_tool.call import moe_fp4, nvfp4_moe_quant_config, plan_of
 from tests.moe_tool.layers import NVFP4_LAYER
 
 
@@ -61,6 +61,21 @@ def test_weights_are_brought_into_order_once():
     layer.config.w1_scale.view(torch.uint8).zero_()
     assert torch.equal(layer.call(), first)
     assert layer.call(w1_fp4=layer.w1.clone()).float().norm() == 0
+
+
+def test_plans_share_a_copy_of_the_weights_for_each_dtype():
+    pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
+    layer = NVFP4_LAYER.made()
+
+    def plan(m: int, dtype: torch.dtype, config=layer.config):
+        return plan_of(config, layer.w1, layer.w2, (m, layer.n, layer.k, layer.e), layer.top_k, dtype)
+
+    few, many, bf16 = plan(4, torch.float16), plan(64, torch.float16), plan(4, torch.bfloat16)
+    assert (few.num_tokens, many.num_tokens, bf16.num_tokens) == (4, 64, 4)
+    assert few.weights is many.weights
+    assert (few.weights.dtype, bf16.weights.dtype) == (torch.float16, torch.bfloat16)
+    assert plan(4, torch.float16) is few
+    assert plan(4, torch.float16, replace(layer.config)).weights is not few.weights
 
 
 def test_ids_of_64_bits_and_weights_of_32_are_taken():

@@ -10,6 +10,7 @@ It takes what vLLM's ``cutlass_moe_fp4`` takes, and needs no vLLM. What differs:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from flashinfer_perf.routines.moe import launches
 
 if TYPE_CHECKING:
     from flashinfer_perf.kernels.moe.experts import TritonExperts
+    from flashinfer_perf.kernels.moe.weights import ExpertWeights
 
 BLOCK = 16
 
@@ -74,8 +76,9 @@ def moe_fp4(
 ) -> torch.Tensor:
     """(m, k): for each token the sum over its experts of weight * W2 (silu(gate) * up), on the GPU by Triton kernels.
 
-    The first call with a config brings the weights into the kernels' order and keeps that copy with the config; the
-    first one with a number of tokens compiles. Make either before capturing. Weights must not change afterwards.
+    The first call with a config and a dtype of ``a`` brings the weights into the kernels' order for it and keeps that
+    copy with the config; the first one with a number of tokens compiles. Make either before capturing. Weights must not
+    change afterwards.
 
     Args:
         a: (m, k) fp16 or bf16.
@@ -88,27 +91,45 @@ def moe_fp4(
         ValueError: for a tensor of another shape or format; on a GPU where k or n is no multiple of 64.
         Unsupported: on a GPU older than compute capability 8.9.
     """
-    _check(a, w1_fp4, w2_fp4, topk_weights, topk_ids, (m, n, k, e), quant_config)
-    weights = _once(
-        quant_config,
-        ("weights", w1_fp4.data_ptr(), w2_fp4.data_ptr()),
-        lambda: ordered(w1_fp4, w2_fp4, quant_config, (n, k)),
-    )
+    sizes, given = (m, n, k, e), (w1_fp4, w2_fp4)
+    _check(a, *given, topk_weights, topk_ids, sizes, quant_config)
     output = torch.empty_like(a)
     routed = {"experts": topk_ids.to(torch.int32), "weights": topk_weights.float()}
-    if not a.is_cuda:
+    if a.is_cuda:
+        plan = plan_of(quant_config, *given, sizes, topk_ids.shape[1], a.dtype)
+        launches.mixed_by_triton(plan, **routed, output=output, x=a, **launches.weights_of(plan))
+    else:
+        weights = _once(quant_config, given, ("weights",), lambda: ordered(*given, quant_config, (n, k)))
         eager.experts_nvfp4(a, **weights, **routed, output=output)
-        return output
-    key = ("plan", w1_fp4.data_ptr(), w2_fp4.data_ptr(), m, topk_ids.shape[1], a.dtype)
-    plan = _once(quant_config, key, lambda: planned(weights, m, topk_ids.shape[1], e, a.dtype))
-    launches.mixed_by_triton(plan, **routed, output=output, x=a, **launches.weights_of(plan))
     return output
 
 
-def _once(config: Nvfp4MoeQuantConfig, key: tuple[Any, ...], make: Any) -> Any:
+def plan_of(
+    config: Nvfp4MoeQuantConfig,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    sizes: tuple[int, int, int, int],
+    top_k: int,
+    dtype: torch.dtype,
+) -> TritonExperts:
+    """The kernels' plan for a number of tokens; all for one dtype share their copy of the weights."""
+    m, n, k, e = sizes
+    given = (w1, w2)
+    weights = _once(config, given, ("prepared", dtype), lambda: prepared(ordered(w1, w2, config, (n, k)), dtype))
+    return _once(config, given, ("plan", m, top_k, dtype), lambda: planned(weights, m, top_k, e, dtype))
+
+
+def _once(
+    config: Nvfp4MoeQuantConfig,
+    given: tuple[torch.Tensor, torch.Tensor],
+    what: tuple[Any, ...],
+    make: Callable[[], Any],
+) -> Any:
+    """What was made of the given matrices, which are kept with it, so that no others come to their addresses."""
+    key = (*what, *(matrix.data_ptr() for matrix in given))
     if key not in config._kept:
-        config._kept[key] = make()
-    return config._kept[key]
+        config._kept[key] = (given, make())
+    return config._kept[key][1]
 
 
 def ordered(
@@ -125,11 +146,19 @@ def ordered(
     }
 
 
-def planned(weights: dict[str, torch.Tensor], m: int, top_k: int, e: int, dtype: torch.dtype) -> TritonExperts:
-    from flashinfer_perf.kernels.moe.experts import TritonExperts
+def prepared(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> ExpertWeights:
+    """As the kernels read them for activations of a dtype."""
+    from flashinfer_perf.kernels.moe import fp4_weights
 
     held = launches.expert_weights("NVFP4", weights)
-    return TritonExperts(held, num_tokens=m, top_k=top_k, num_experts=e, dtype=dtype)
+    held.check(gated=True)
+    return fp4_weights.prepared(held, dtype)
+
+
+def planned(weights: ExpertWeights, m: int, top_k: int, e: int, dtype: torch.dtype) -> TritonExperts:
+    from flashinfer_perf.kernels.moe.experts import TritonExperts
+
+    return TritonExperts(weights, num_tokens=m, top_k=top_k, num_experts=e, dtype=dtype)
 
 
 def _check(
