@@ -106,8 +106,8 @@ BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
         ),
         ExpertFormat.NVFP4: (
             Tuned(0.088, Tiles(16, 8, ProductTiles(64, 256, 4, 3), ProductTiles(64, 256, 4, 3))),
-            Tuned(0.71, Tiles(16, 8, ProductTiles(64, 256, 4, 3), ProductTiles(128, 128, 4, 4))),
-            Tuned(5.7, Tiles(16, 8, ProductTiles(64, 256, 4, 3), ProductTiles(128, 128, 4, 4))),
+            Tuned(0.71, Tiles(16, 2, ProductTiles(64, 128, 4, 4), ProductTiles(128, 128, 4, 4))),
+            Tuned(5.7, Tiles(16, 8, ProductTiles(64, 128, 4, 4), ProductTiles(128, 128, 4, 4))),
             Tuned(45, Tiles(32, 8, ProductTiles(64, 256, 4, 3), ProductTiles(128, 256, 4, 3))),
             Tuned(_ANY, Tiles(128, 4, ProductTiles(128, 64, 8, 3), ProductTiles(128, 64, 4, 3), extra=64)),
         ),
@@ -115,8 +115,7 @@ BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
 }
 """What was measured to be faster on some GPU. On an H200, with DeepSeek-R1's sizes, rows of an expert were 1/32, 1/4,
 2, 16 and 128 on average (1, 8, 64, 512 and 4096 tokens); each entry serves up to the geometric mean of its own number
-and the next one's, so that none is nearer in proportion. NVFP4's for 8, 64 and 512 tokens follow from measurements of
-its weights in an earlier order.
+and the next one's, so that none is nearer in proportion.
 """
 
 
