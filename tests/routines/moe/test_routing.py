@@ -7,7 +7,7 @@ import torch
 
 from flashinfer_perf.routines.moe import routing
 from flashinfer_perf.routines.moe.layer import Layer
-from flashinfer_perf.routines.moe.router import Router
+from flashinfer_perf.routines.moe.router import Router, descending
 from flashinfer_perf.timing.rotation import plan_rotation
 from tests.routines.gemm.kernels import replaced
 from tests.routines.harness import assert_caught, assert_passes, problem_of, run_broken
@@ -105,3 +105,16 @@ def test_large_layers_are_never_copied_for_a_cold_cache():
     assert problem.work.bytes < 1 << 25
     one_token = 8 * 3 * 7168 * 2048
     assert plan_rotation(True, one_token, 12 << 30, 50 << 20, 120 << 30).sets == 1
+
+
+def test_a_bias_balances_what_it_selects():
+    """Experts are those of the wanted order with the bias, and others without it."""
+    generator = torch.Generator().manual_seed(3)
+    wanted = torch.randn(200, 64, generator=generator)
+    bias = (routing.BIAS * torch.randn(64, generator=generator)).bfloat16()
+    logits = routing.balanced(wanted, bias)
+    router = Router("deepseek_v3", 4)
+    assert logits.dtype is torch.float32
+    assert torch.equal(router.select(router.scores(logits, bias)), descending(wanted)[:, :4])
+    forgotten = router.select(router.scores(logits)) == descending(wanted)[:, :4]
+    assert forgotten.all(dim=1).float().mean() < 0.1

@@ -59,7 +59,9 @@ class MoeFlags:
     weight_layout: int = flag(
         0, choices=(0, 1, 2), help="Layout of the library's weights: 0 MajorK, 1 MajorMn, 2 BlockMajorK."
     )
-    use_routing_bias: bool = flag(False, help="Add a bias to the scores that select experts; zeros without it.")
+    use_routing_bias: bool = flag(
+        False, help="A bias on the scores that select experts, which balances loads; zeros without it."
+    )
     use_routing_scales_on_input: bool = flag(
         False, help="Routing weights multiply what goes into the activation, not what an expert gives."
     )

@@ -18,8 +18,10 @@ from flashinfer_perf.routines.moe.router import Router, group_scores
 from flashinfer_perf.routines.moe.weights import Format
 from flashinfer_perf.run.factory import TensorFactory
 
-BIAS = 0.1
+BIAS = 0.05
 """Standard deviation of the bias: enough to change which experts are selected."""
+MIDDLE = (0.25, 0.75)
+"""Scores, of which a bias leaves room to both sides for probabilities that make them up."""
 FACTS = (
     Fact("active_experts", "experts that any token goes to, over all ranks"),
     Fact("busiest_expert_share", "share of all choices that fell on the most popular expert"),
@@ -42,12 +44,25 @@ def routing_inputs(case: MoeFlags, make: TensorFactory, router: Router) -> dict[
     tensors = {"routing_logits": drawn.to(dtype.torch)}
     if case.use_routing_bias:
         noise = torch.randn(case.num_experts, generator=make.generator("routing_bias"))
-        tensors["routing_bias"] = (BIAS * noise).bfloat16()
+        tensors["routing_bias"] = bias = (BIAS * noise).bfloat16()
+        if case.routing_method == "deepseek_v3":
+            tensors["routing_logits"] = balanced(drawn, bias)
     elif case.routing_method == "deepseek_v3":
         tensors["routing_bias"] = torch.zeros(case.num_experts, dtype=torch.bfloat16)
     if case.routing_skew.startswith(skew.FILE):
         _refuse_unreachable(router, tensors, drawn.topk(case.top_k).indices)
     return {name: tensor.to(make.device) for name, tensor in tensors.items()}
+
+
+def balanced(wanted: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Logits with which DeepSeek-V3's scores, sigmoid(logit) + bias, are ordered as the wanted ones are, fp32.
+
+    A trained router's bias makes up for the experts' popularity, so that loads are even. Independent of the logits it
+    would unbalance them: of 256 experts a fifth without a token, and a third of all tokens to one.
+    """
+    low, high = MIDDLE
+    scores = low + (high - low) * torch.sigmoid(wanted.double())
+    return torch.logit((scores - bias.double()).clamp(0.01, 0.99)).float()
 
 
 def _refuse_unreachable(router: Router, tensors: Mapping[str, torch.Tensor], wanted: torch.Tensor) -> None:
