@@ -1,7 +1,8 @@
 """A testlist with what it reaches of the card: ``python benchmarks/rate_table.py --testlist FILE [--jsonl FILE]``.
 
 Measured as the program does by default (CUPTI where installed, cold cache) and checked. Prints a markdown table of
-medians and rates, and what share they are of the copy bandwidth and of the dense rates, all measured before.
+medians and rates, and what share they are of the copy bandwidth and of the dense rates, all measured before. Rates are
+of the documented operations and bytes; of mixtures of experts, of what the experts here have to do.
 Exit status 1 when anything was wrong or failed; what cannot run here is listed below the table with its reason.
 """
 
@@ -79,8 +80,9 @@ def says_something(cell: str) -> bool:
 
 def row(record: dict[str, Any], limits: Limits) -> tuple[str, ...]:
     """Case, backend, median, rates, and their shares."""
-    median_ms, work = record["measurement"]["summary"]["median_ms"], record["work"]
-    tflops, tb_per_s = work["flops"] / (1e9 * median_ms), work["bytes"] / (1e9 * median_ms)
+    median_ms, work, facts = record["measurement"]["summary"]["median_ms"], record["work"], record["facts"]
+    flops, moved = facts.get("local_flops", work["flops"]), facts.get("local_bytes", work["bytes"])
+    tflops, tb_per_s = flops / (1e9 * median_ms), moved / (1e9 * median_ms)
     resolved = record["resolved_backend"]
     backend = record["backend"] + (f" ({resolved})" if resolved not in ("", record["backend"]) else "")
     error = max((found["relative_l2"] or 0.0 for found in record["verdict"]["findings"]), default=0.0)
