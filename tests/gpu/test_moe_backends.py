@@ -31,6 +31,7 @@ CASES = [
     *((name, f"{SIZES} --num_tokens 64 --routing_skew zipf:1.5") for name in (BLOCK, FP4)),
     (BLOCK, f"{SIZES} --num_tokens 64 --use_shuffled_weight --weight_layout 2"),
     (TENSOR, f"{SIZES} --num_tokens 64 --routing_method llama4 --top_k 1 --use_routing_scales_on_input"),
+    (TENSOR, f"{SIZES} --num_tokens 64 --routing_method llama4 --top_k 1 --num_experts 128 --use_routing_bias"),
     *((name, f"{SIZES} --num_tokens 64 --activation-type {a}") for name in (TENSOR, FP4) for a in ("Geglu", "Relu2")),
     *(
         ("cutlass_fused_moe", f"{SIZES} --num_tokens {tokens} --cutlass_variant {variant} {more}")

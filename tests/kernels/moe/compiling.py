@@ -8,9 +8,10 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from flashinfer_perf.kernels.moe import conversion, experts, hopper_experts
+from flashinfer_perf.kernels.moe import conversion, experts, hopper_experts, routing
 
 KERNELS = (
+    (routing, "route"),
     (experts, "prepare"),
     (experts, "first_product"),
     (experts, "second_product"),

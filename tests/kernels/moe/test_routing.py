@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed: it comes with the extra 'dev' on Linux")
 
-from flashinfer_perf.kernels.moe.routing import TritonRouting
+import triton
+import triton.language as tl
+from triton.compiler import ASTSource
+
+from flashinfer_perf.kernels.moe.routing import METHODS, TritonRouting
+from tests.kernels.moe.compiling import Offline, compile_instead
 from tests.kernels.moe.routed import cases
 
 ROOT = Path(__file__).parents[3]
@@ -30,6 +36,34 @@ def faults() -> dict[str, str]:
 def test_every_method_chooses_the_experts_and_their_weights(faults):
     assert "experts of token 0" in faults.pop("broken")
     assert faults == dict.fromkeys(cases(), "")
+
+
+def forgotten_indices(ttgir: str) -> list[str]:
+    """Reductions of a value with its index, of which one is in another order than the other: the compiler's mistake."""
+    reordered = set(re.findall(r"(%\w+) = tt\.reshape .*allow_reorder", ttgir))
+    pairs = re.findall(r'"tt\.reduce"\((%\w+), (%\w+)\)', ttgir)
+    return [value for value, index in pairs if (value in reordered) != (index in reordered)]
+
+
+@triton.jit
+def _flat_argmax(x, out):
+    value = tl.load(x + tl.arange(0, 1)[:, None] * 128 + tl.arange(0, 128)[None, :])
+    tl.store(out, tl.argmax(value.reshape(128), axis=0))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("experts", "top_k"), [(128, 1), (256, 8)])
+def test_no_index_is_parted_from_its_score(method, experts, top_k, monkeypatch):
+    """Seen on a GPU only: the interpreter reorders nothing."""
+    found = compile_instead(monkeypatch, (9, 0))
+    logits, ids, weights = torch.zeros(2, experts), torch.zeros(2, top_k, dtype=torch.int32), torch.zeros(2, top_k)
+    TritonRouting(method, num_experts=experts, top_k=top_k)(logits, None, ids, weights)
+    assert forgotten_indices(found["route"].asm["ttgir"]) == []
+
+
+def test_an_index_that_is_parted_from_its_score_is_found():
+    source = ASTSource(_flat_argmax, {"x": "*fp32", "out": "*i32"}, {})
+    assert forgotten_indices(triton.compile(source, target=Offline((9, 0)).target).asm["ttgir"])
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,22 @@ def _weights(chosen, present, scaling, METHOD: tl.constexpr):
 
 
 @triton.jit
+def _all(value):
+    """The sum over groups and experts."""
+    return tl.sum(tl.sum(value, axis=1), axis=0)
+
+
+@triton.jit
+def _first_of_best(score, index, experts):
+    """The number of the first of the experts with the largest score; how many there are if no score is a number.
+
+    Not by argmax over a flat view: Triton may reorder a reshape that only a reduction uses, and forgets the indices.
+    """
+    best = tl.max(tl.max(score, axis=1), axis=0)
+    return tl.min(tl.min(tl.where(score == best, index, experts), axis=1), axis=0)
+
+
+@triton.jit
 def route(
     logits, bias, topk_ids, topk_weights, experts, groups, scaling,
     METHOD: tl.constexpr, BIASED: tl.constexpr, TOP_K: tl.constexpr, TOPK_GROUP: tl.constexpr, GROUPS: tl.constexpr,
@@ -86,13 +102,11 @@ def route(
         score = _best_groups(score, size, TOPK_GROUP)
     rank = tl.arange(0, WIDTH)
     chosen, ids = tl.zeros((WIDTH,), tl.float32), tl.zeros((WIDTH,), tl.int32)
-    score, value = score.reshape(GROUPS * SIZE), value.reshape(GROUPS * SIZE)
-    place, index = tl.arange(0, GROUPS * SIZE), index.reshape(GROUPS * SIZE)
     for k in tl.static_range(TOP_K):
-        best = place == tl.argmax(score, axis=0)
-        chosen = tl.where(rank == k, tl.sum(tl.where(best, value, 0.0)), chosen)
-        ids = tl.where(rank == k, tl.sum(tl.where(best, index, 0)), ids)
-        score = tl.where(best, NEVER, score)
+        best = _first_of_best(score, index, experts)
+        chosen = tl.where(rank == k, _all(tl.where(index == best, value, 0.0)), chosen)
+        ids = tl.where(rank == k, best, ids)
+        score = tl.where(index == best, NEVER, score)
     present = rank < TOP_K
     tl.store(topk_ids + token * TOP_K + rank, ids, present)
     tl.store(topk_weights + token * TOP_K + rank, _weights(chosen, present, scaling, METHOD), present)
