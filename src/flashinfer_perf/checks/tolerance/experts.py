@@ -57,7 +57,7 @@ def for_mixture(
         sizes: of the sums: hidden and intermediate size.
         output_dtype: the 16-bit format.
         before_both: a kernel rounds the first product's input, too; else that is exact in the format as it is.
-        more_roundings: to 16 bits, beside those that every mixture has.
+        more_roundings: to 16 bits, of sums that are kept in them, beside those that every mixture has.
     """
     sixteen = UNIT_ROUNDOFF[output_dtype]
     noise = NVFP4_NOISE if activations is DType.NVFP4 else RMS_ROUNDING * UNIT_ROUNDOFF[activations]
@@ -67,4 +67,5 @@ def for_mixture(
     typical = math.hypot(quantised, kept) + sum(unit * math.sqrt(size) for size in sizes)
     where = "before both products" if before_both else "between the products"
     why = f"experts of sizes {' and '.join(map(str, sizes))} with {activations} {where}"
-    return for_rows(output_dtype, typical, why, worst=WORST_ELEMENT, spread=1.5 + 8 / math.sqrt(sizes[1]))
+    spread = 1.5 + 8 / math.sqrt(sizes[1])
+    return for_rows(output_dtype, typical, why, worst=WORST_ELEMENT, spread=spread, roundings=1 + more_roundings)
