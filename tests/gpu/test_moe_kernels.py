@@ -98,7 +98,8 @@ def test_a_changed_weight_is_noticed(format):
 THREE = HopperTiles(3, 4, HopperProduct(128, 4), HopperProduct(128, 4))
 TWO = THREE._replace(parts=2)
 WIDE = HopperTiles(2, 2, HopperProduct(256, 4), HopperProduct(256, 3))
-FP8 = [format for format in ExpertFormat if format.fp8]
+HAVE_ONE = [format for format in ExpertFormat if format is not ExpertFormat.NVFP4]
+"""Formats with a kernel of Hopper's own."""
 LOADS = (70, 0, 85, 128, 64, 300, 1, 193)
 """Parts that are full, or not; tiles with one part, two, three; experts with more rows than a tile, and with none."""
 
@@ -106,8 +107,10 @@ LOADS = (70, 0, 85, 128, 64, 300, 1, 193)
 @hopper
 @pytest.mark.parametrize("changed", [{}, {"static": True}, {"quantised": True}, {"activation": "Relu2"}, {"tokens": 5}])
 @pytest.mark.parametrize("tiles", [THREE, TWO, WIDE])
-@pytest.mark.parametrize("format", FP8)
+@pytest.mark.parametrize("format", HAVE_ONE)
 def test_hoppers_own_kernel(format, tiles, changed):
+    if format is ExpertFormat.BF16 and {"static", "quantised"} & set(changed):
+        pytest.skip("16-bit weights take no quantised rows")
     if format is ExpertFormat.FP8_BLOCK and (tiles is WIDE or "static" in changed):
         pytest.skip("tiles of 256 columns and scales that are given are none of block scales'")
     mixture = R1._replace(format=format, tokens=300, tiles=tiles, calls=2)._replace(**changed)
@@ -116,7 +119,7 @@ def test_hoppers_own_kernel(format, tiles, changed):
 
 @hopper
 @pytest.mark.parametrize("tiles", [THREE, TWO])
-@pytest.mark.parametrize("format", FP8)
+@pytest.mark.parametrize("format", HAVE_ONE)
 def test_hoppers_own_kernel_with_every_load(format, tiles):
     mixture = R1._replace(format=format, experts=len(LOADS), tokens=sum(LOADS), loads=LOADS, top_k=1, tiles=tiles)
     assert relative_error(mixture, "cuda") < tolerance(mixture)
@@ -131,6 +134,9 @@ def test_hoppers_own_kernel_with_every_load(format, tiles):
         {"format": ExpertFormat.FP8_CHANNEL, "hidden": 720, "intermediate": 336},
         {"format": ExpertFormat.FP8_CHANNEL, "hidden": 720, "intermediate": 336, "tiles": WIDE},
         {"format": ExpertFormat.FP8_TENSOR, "per_token": True},
+        {"format": ExpertFormat.BF16, "dtype": torch.float16, "offset": 8, "local": 8},
+        {"format": ExpertFormat.BF16, "on_input": True, "top_k": 1},
+        {"format": ExpertFormat.BF16, "hidden": 720, "intermediate": 336, "tiles": WIDE},
     ],
 )
 def test_hoppers_own_kernel_with_local_experts_and_ragged_sizes(changed):
@@ -139,7 +145,7 @@ def test_hoppers_own_kernel_with_local_experts_and_ragged_sizes(changed):
 
 
 @hopper
-@pytest.mark.parametrize("format", FP8)
+@pytest.mark.parametrize("format", HAVE_ONE)
 def test_hoppers_own_kernel_shows_a_changed_weight(format):
     mixture = R1._replace(format=format, tokens=300, tiles=THREE, spoilt=True)
     assert relative_error(mixture, "cuda") > 10 * tolerance(mixture)

@@ -50,7 +50,10 @@ def spread(scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def weight(w: torch.Tensor, scale: torch.Tensor, expert: int, rows: int, scales: str) -> torch.Tensor:
-    matrix, own = w[expert * rows :][:rows].float(), scale[expert]
+    matrix = w[expert * rows :][:rows].float()
+    if scales == "none":
+        return matrix
+    own = scale[expert]
     if scales == "blocks":
         return matrix * own.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)
     return matrix * (own[:, None] if scales == "channel" else own)
@@ -63,6 +66,7 @@ def rounded(values: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> to
 
 
 def cases() -> dict[str, Mixture]:
+    sixteen = SMALL._replace(format=ExpertFormat.BF16)
     tensor, channel = (SMALL._replace(format=ExpertFormat(f"fp8 per {unit}")) for unit in ("tensor", "channel"))
     return {
         "blocks": SMALL._replace(calls=2),
@@ -81,6 +85,10 @@ def cases() -> dict[str, Mixture]:
         "scales on the input": SMALL._replace(on_input=True, top_k=1),
         "scales on the input, channels": channel._replace(on_input=True, top_k=1, hidden=80, intermediate=48),
         "not gated": SMALL._replace(activation="Relu2", dtype=torch.float16),
+        "16 bits": sixteen._replace(calls=2),
+        "16 bits, loads": sixteen._replace(tokens=sum(LOADS), top_k=1, loads=LOADS),
+        "fp16, not gated": sixteen._replace(activation="Relu2", dtype=torch.float16, hidden=80, intermediate=48),
+        "16 bits, scales on the input": sixteen._replace(on_input=True, top_k=1),
         "broken": SMALL._replace(spoilt=True),
     }
 

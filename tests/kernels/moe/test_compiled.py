@@ -130,6 +130,7 @@ HOPPERS = [
     (ExpertFormat.FP8_BLOCK, HopperTiles(3, 4, HopperProduct(128, 5), NARROW)),
     (ExpertFormat.FP8_TENSOR, HopperTiles(3, 4, HopperProduct(128, 5), NARROW)),
     (ExpertFormat.FP8_CHANNEL, HopperTiles(2, 4, WIDE, HopperProduct(256, 3))),
+    (ExpertFormat.BF16, HopperTiles(3, 4, NARROW, NARROW)),
 ]
 
 
@@ -139,8 +140,9 @@ def test_hoppers_own_kernel_loads_by_the_copy_engine_and_multiplies_in_warpgroup
     for name, product in (("hopper_product Swiglu", tiles.first), ("hopper_product Identity", tiles.second)):
         ptx = found[name].asm["ptx"]
         assert "cp.async.bulk.tensor" in ptx
-        # Four products of 32 of a block's 128 of k, in each part
-        instruction = rf"wgmma\.mma_async\S+\.m64n{product.columns}k32\.f32\.e4m3\.e4m3"
+        # Four products of 32 of a block's 128 bytes of k, in each part
+        kind = r"k16\.f32\.bf16\.bf16" if format is ExpertFormat.BF16 else r"k32\.f32\.e4m3\.e4m3"
+        instruction = rf"wgmma\.mma_async\S+\.m64n{product.columns}{kind}"
         assert len(re.findall(instruction, ptx)) == 4 * tiles.parts
         assert spilt_bytes(found[name]) <= MOST_SPILT
         assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]

@@ -1,5 +1,5 @@
-"""A fused mixture of FP8 experts for Hopper and many rows of an expert: rows are sorted in memory before they are
-multiplied, so that both products' operands come by the copy engine.
+"""A fused mixture of FP8 or 16-bit experts for Hopper and many rows of an expert: rows are sorted in memory before they
+are multiplied, so that both products' operands come by the copy engine.
 
 A call starts five kernels, six where the intermediate values are quantised by scales that are not known before, and two
 more for dynamic scales of whole tensors.
@@ -17,7 +17,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from flashinfer_perf.kernels.gemm_fp8_hopper import BLOCK, PART
 from flashinfer_perf.kernels.moe.activations import GATED
 from flashinfer_perf.kernels.moe.conversion import Conversion, Operand, find_scale, form_of, width_of
-from flashinfer_perf.kernels.moe.hopper_product import OUT_WIDTH, hopper_product
+from flashinfer_perf.kernels.moe.hopper_product import OUT_WIDTH, ROW_BYTES, hopper_product
 from flashinfer_perf.kernels.moe.overlap import NONE
 from flashinfer_perf.kernels.moe.prepare import prepare
 from flashinfer_perf.kernels.moe.reduce import reduce_pairs
@@ -27,7 +27,12 @@ from flashinfer_perf.kernels.moe.tuning import HopperProduct, HopperTiles
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 
 GLUON = {torch.float8_e4m3fn: float8e4nv, torch.bfloat16: bfloat16, torch.float16: float16}
-SCALES = {ExpertFormat.FP8_TENSOR: "tensor", ExpertFormat.FP8_CHANNEL: "channel", ExpertFormat.FP8_BLOCK: "blocks"}
+SCALES = {
+    ExpertFormat.BF16: "none",
+    ExpertFormat.FP8_TENSOR: "tensor",
+    ExpertFormat.FP8_CHANNEL: "channel",
+    ExpertFormat.FP8_BLOCK: "blocks",
+}
 SORT_WARPS, SPREAD_WARPS, REDUCE_WARPS, PRODUCT_WARPS = 8, 8, 4, 4
 REDUCE_WIDTH = 1024
 
@@ -56,6 +61,7 @@ class HopperExperts:
         device = weights.w1.device
         self._gated = mixture.activation in GATED
         self._scales = torch.empty(2, device=device)
+        self._one = torch.ones(1, device=device)
         self._plan_sorting(pairs, device)
         unused = min(pairs, weights.num_experts) * (PART.value - 1)
         room = triton.cdiv(pairs + unused, PART.value) * PART.value
@@ -81,7 +87,7 @@ class HopperExperts:
         self.sort(topk_ids)
         self.spread(x, given, topk_weights)
         self.multiply_first()
-        if self._second_input.form != "given":
+        if self._second_input.form not in ("", "given"):
             self.convert()
         self.multiply_second()
         self.reduce(topk_ids, topk_weights, out)
@@ -142,12 +148,14 @@ class HopperExperts:
     def _plan_rows(self, room: int, device: torch.device) -> None:
         mixture, weights = self.mixture, self.mixture.weights
         blocks, hidden = weights.format is ExpertFormat.FP8_BLOCK, weights.hidden_size
+        stored = torch.float8_e4m3fn if weights.format.fp8 else mixture.dtype
         self._first_form = form_of(weights.format, mixture.input_scale, mixture.per_token)
         self._first_scale = self._scales[:1] if mixture.input_scale is None else mixture.input_scale
-        self._spread = torch.empty(room, hidden, dtype=torch.float8_e4m3fn, device=device)
+        self._spread = torch.empty(room, hidden, dtype=stored, device=device)
         self._spread_scale = torch.empty((room, hidden // BLOCK.value) if blocks else (room,), device=device)
         form = form_of(weights.format, mixture.intermediate_scale, mixture.per_token)
-        own = self._scales[1:] if mixture.intermediate_scale is None else mixture.intermediate_scale
+        found = self._scales[1:] if form else self._one
+        own = found if mixture.intermediate_scale is None else mixture.intermediate_scale
         self._second_input = Conversion(form, room, weights.intermediate_size, mixture.dtype, own)
         written = 0 if form == "given" else room
         self._intermediate = torch.empty(written, weights.intermediate_size, dtype=mixture.dtype, device=device)
@@ -157,18 +165,21 @@ class HopperExperts:
     def _plan_products(self) -> None:
         first, second = self.tiles.first, self.tiles.second
         self._first = self._product("w1", self._spread, self._inner, first, gated=self._gated)
-        self._second = self._product("w2", self._second_input.elements, self._products, second, gated=False)
+        inner = self._second_input.elements if self._second_input.form else self._intermediate
+        self._second = self._product("w2", inner, self._products, second, gated=False)
 
     def _product(self, name: str, x: torch.Tensor, out: torch.Tensor, tiles: HopperProduct, *, gated: bool) -> _Product:
         w = getattr(self.mixture.weights, name)
         box = tiles.columns // 2 if gated else tiles.columns
+        depth = ROW_BYTES.value // w.element_size()
         matrices = (
-            _blocks_of(x, PART.value, BLOCK.value),
-            _blocks_of(w.view(-1, w.shape[2]), box, BLOCK.value),
+            _blocks_of(x, PART.value, depth),
+            _blocks_of(w.view(-1, w.shape[2]), box, depth),
             _blocks_of(out, PART.value, min(box, OUT_WIDTH.value)),
         )
         scale = getattr(self.mixture.weights, f"{name}_scale")
-        return _Product(*matrices, scale, triton.cdiv(w.shape[2], BLOCK.value), box, tiles, gated)
+        scale = self._one if scale is None else scale
+        return _Product(*matrices, scale, triton.cdiv(w.shape[2], depth), box, tiles, gated)
 
     def _multiply(self, product: _Product, x_scale: torch.Tensor, stride: int, n: int, activation: str) -> None:
         across = triton.cdiv(n, product.width)

@@ -1,5 +1,5 @@
-"""A grouped FP8 product for Hopper and many rows of an expert, in Gluon; as ``gemm_fp8_hopper`` does, whose parts it
-uses.
+"""A grouped product, of FP8 or 16 bits, for Hopper and many rows of an expert, in Gluon; as ``gemm_fp8_hopper`` does,
+whose parts it uses.
 
 A program takes tile after tile: up to PARTS x 64 rows of an expert, times COLUMNS of the expert's weights. One warp has
 the copy engine bring blocks of k into a ring of buffers, and no part of the rows that has none. As many groups of four
@@ -32,6 +32,10 @@ from flashinfer_perf.kernels.moe import activations, rows
 
 REGISTERS_OF_TWO = gl.constexpr(168)
 """Of a thread, where there are two parts: they have room for sums of 256 columns."""
+ROW_BYTES = gl.constexpr(128)
+"""Of a row in a block of k: as many as the copy engine swizzles."""
+INSTRUCTION_BYTES = gl.constexpr(32)
+"""Of a row, in a tensor core's product."""
 OUT_WIDTH = gl.constexpr(128)
 """Columns, at most, that a part has room for on their way out."""
 activate, to_e4m3 = gluon.jit(activations.activate.fn), gluon.jit(rows.to_e4m3.fn)
@@ -70,12 +74,12 @@ def _load(
             stage = step % STAGES
             mbarrier.wait(emptied.index(stage), step // STAGES & 1 ^ 1)
             for count in gl.static_range(1, PARTS + 1):
-                mbarrier.expect(filled.index(stage), (count * PART + COLUMNS) * BLOCK, pred=parts == count)
+                mbarrier.expect(filled.index(stage), (count * PART + COLUMNS) * ROW_BYTES, pred=parts == count)
             for part in gl.static_range(PARTS):
-                place = [row + part * PART, block * BLOCK]
+                place = [row + part * PART, block * x.block_shape[1]]
                 copy_in(x, place, filled.index(stage), x_ring.index(stage * PARTS + part), pred=part < parts)
             for box in gl.static_range(BOXES):
-                place = [w_row + box * n, block * BLOCK]
+                place = [w_row + box * n, block * x.block_shape[1]]
                 copy_in(w, place, filled.index(stage), w_ring.index(stage * BOXES + box))
             step += 1
 
@@ -203,8 +207,9 @@ def _multiply(
     rings, out, out_rooms, out_scale, x_scale, x_scale_stride, w_scale, table, sizes = common
     n, across, blocks_of_k = sizes
     BOXES: gl.constexpr = 2 if GATED else 1
+    INSTRUCTION: gl.constexpr = INSTRUCTION_BYTES * 8 // rings[0].dtype.primitive_bitwidth
     layout: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, 32]
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, COLUMNS, INSTRUCTION]
     )
     index = gl.arange(0, PART, gl.SliceLayout(1, layout))
     step = 0
@@ -221,7 +226,7 @@ def _multiply(
             else:
                 total = _plain(rings, step, blocks_of_k, WHICH, COLUMNS, PARTS, STAGES, layout)
                 own = w_scale + (expert * (BOXES * n) if SCALES == "channel" else expert)
-                scale = gl.load(x_scales) if SCALES == "channel" else gl.load(x_scales) * gl.load(own)
+                scale = gl.load(x_scales) * gl.load(own) if SCALES == "tensor" else gl.load(x_scales)
                 total *= scale[:, None]
             _finish(
                 total, own, out, out_rooms.index(WHICH), out_scale, row, number, n, SCALES == "channel", ACTIVATION,
@@ -242,21 +247,21 @@ def hopper_product(
     """out[row] = activation of (x[row] times its expert's w), scaled.
 
     Args:
-        x, w, out: descriptors; x of (rows, k) in blocks of 64 x 128; w of (experts' rows, k) in blocks of 128 columns
-            and COLUMNS rows, or half of them if gated; out of (rows, n) in blocks of 64 rows and as many columns as a
-            tile has, 128 at most.
+        x, w, out: descriptors; x of (rows, k) in blocks of 64 rows of 128 bytes; w of (experts' rows, k) in blocks of
+            COLUMNS rows of 128 bytes, or half of them if gated; out of (rows, n) in blocks of 64 rows and as many
+            columns as a tile has, 128 at most.
         x_scale: fp32, in blocks (rows, blocks_of_k); otherwise one of a row or, with stride 0, one of all.
-        w_scale: fp32, (experts,) or of each channel, or in blocks (experts' rows / 128, blocks_of_k).
+        w_scale: fp32, (experts,) or of each channel, or in blocks (experts' rows / 128, blocks_of_k); not read if none.
         out_scale: fp32 (1,), of a result that is E4M3.
         blocks, stride: as ``sorting`` writes them, of PARTS x 64 rows.
         n: columns of the result; ``across`` tiles of COLUMNS, or half of them if gated.
-        SCALES: tensor, channel or blocks, as those of w are; in blocks COLUMNS is 128.
+        SCALES: none, tensor, channel or blocks, as those of w are; in blocks COLUMNS is 128.
         GATED: a tile has as many columns of the gate's as of the linear part, and half of them in the result.
     """
     BOXES: gl.constexpr = 2 if GATED else 1
-    x_ring = gl.allocate_shared_memory(x.dtype, [STAGES * PARTS, PART, BLOCK], x.layout)
-    w_ring = gl.allocate_shared_memory(w.dtype, [STAGES * BOXES, COLUMNS // BOXES, BLOCK], w.layout)
-    w_tiles = reinterpret(w_ring, w.dtype, [STAGES, COLUMNS, BLOCK], w.layout)
+    x_ring = gl.allocate_shared_memory(x.dtype, [STAGES * PARTS, PART, x.block_shape[1]], x.layout)
+    w_ring = gl.allocate_shared_memory(w.dtype, [STAGES * BOXES, COLUMNS // BOXES, w.block_shape[1]], w.layout)
+    w_tiles = reinterpret(w_ring, w.dtype, [STAGES, COLUMNS, w.block_shape[1]], w.layout)
     out_rooms = gl.allocate_shared_memory(out.dtype, [PARTS, out.block_shape[0], out.block_shape[1]], out.layout)
     filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     emptied = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

@@ -51,9 +51,9 @@ def check_tiles(tiles: Tiles | HopperTiles, format: ExpertFormat, capability: Ca
     """Raises ValueError for tiles that the GPU or the format has no kernel for."""
     if isinstance(tiles, Tiles):
         return
-    if capability != HOPPER or not format.fp8:
+    if capability != HOPPER or format is ExpertFormat.NVFP4:
         found = f"{format.value} on compute capability {'.'.join(map(str, capability))}"
-        raise ValueError(f"tiles are HopperTiles for {found}: give them for FP8 on 9.0, Tiles for anything else")
+        raise ValueError(f"tiles are HopperTiles for {found}: give them for FP8 or 16 bits on 9.0, Tiles otherwise")
     wide = tiles.parts == 2 and format is not ExpertFormat.FP8_BLOCK
     allowed = (128, 256) if wide else (128,)
     if tiles.parts not in (2, 3) or {tiles.first.columns, tiles.second.columns} - set(allowed):

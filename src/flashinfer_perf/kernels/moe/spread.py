@@ -1,4 +1,4 @@
-"""Tokens' rows, quantised, where their pairs are: sorted by expert, so that the copy engine finds them in a row."""
+"""Tokens' rows, quantised or as they are, where their pairs are: sorted by expert, for the copy engine."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def spread_rows(
         x: (tokens, columns) bf16 or fp16; or E4M3, with ``x_scale``, fp32: (tokens, columns / 128) in blocks, otherwise
             one of a token or, with stride 0, one of all. With the form given, that is also the scale of 16-bit x.
         rows: int32 (tokens * TOP_K,): which row a pair is; none if negative.
-        out: E4M3 (…, columns).
-        out_scale: fp32 (…, columns / 128) in blocks, otherwise one of a row.
-        FORM: given, token or blocks.
+        out: (…, columns), E4M3, or of x's format where that is not quantised.
+        out_scale: fp32 (…, columns / 128) in blocks, otherwise one of a row: 1 where it is not quantised.
+        FORM: given, token or blocks; not quantised if empty.
         WEIGHTED: scales are multiplied by the pair's routing weight, which is the same as to multiply values.
         WIDTH: power of two, not less than ``columns`` nor 128.
     """
@@ -42,6 +42,8 @@ def spread_rows(
     BLOCKS: tl.constexpr = FORM == "blocks"
     if x.dtype.element_ty == tl.float8e4nv:
         elements, own = _quantised_before(value, x_scale, x_scale_stride, token, blocks, BLOCKS, WIDTH)
+    elif FORM == "":
+        elements, own = value, 1.0
     else:
         elements, own = quantised(value, x_scale, FORM, WIDTH)
     for k in tl.static_range(TOP_K):

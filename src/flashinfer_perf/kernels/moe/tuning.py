@@ -44,7 +44,7 @@ class HopperProduct(NamedTuple):
 
 
 class HopperTiles(NamedTuple):
-    """For FP8 on compute capability 9.0 only."""
+    """For FP8 and 16 bits on compute capability 9.0 only."""
 
     parts: int
     """Of 64 rows of an expert, in a tile: 2 or 3."""
