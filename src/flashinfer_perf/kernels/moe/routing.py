@@ -6,10 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
+from flashinfer_perf.kernels.moe.overlap import NONE, await_previous
+from flashinfer_perf.kernels.moe.overlap import options as overlap_options
+
 METHODS = ("renormalize", "deepseek_v3", "llama4", "renormalize_naive", "topk")
 NEVER = tl.constexpr(float("-inf"))
 TINY = tl.constexpr(1e-20)
 """Added to a sum of sigmoids, as FlashInfer's own routing kernel does."""
+WARPS = 1
 
 
 @triton.jit
@@ -81,7 +85,7 @@ def _first_of_best(score, index, experts):
 def route(
     logits, bias, topk_ids, topk_weights, experts, groups, scaling,
     METHOD: tl.constexpr, BIASED: tl.constexpr, TOP_K: tl.constexpr, TOPK_GROUP: tl.constexpr, GROUPS: tl.constexpr,
-    SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    SIZE: tl.constexpr, WIDTH: tl.constexpr, OVERLAPS: tl.constexpr,
 ):  # fmt: skip
     """A token a program, in fp32. Of experts with equal scores the first is chosen, and likewise of groups.
 
@@ -89,6 +93,7 @@ def route(
         GROUPS, SIZE, WIDTH: powers of two, not less than the groups, their experts, and TOP_K.
         TOPK_GROUP: how many groups may be chosen from; 0 for all.
     """
+    await_previous(OVERLAPS)
     token = tl.program_id(0).to(tl.int64)
     size = experts // groups
     group, within = tl.arange(0, GROUPS)[:, None], tl.arange(0, SIZE)[None, :]
@@ -164,13 +169,14 @@ class TritonRouting:
             _check("bias", bias, (self.num_experts,), None)
         if not tokens:
             return
+        overlap = overlap_options(torch.cuda.get_device_capability(logits.device)) if logits.is_cuda else NONE
         route[(tokens,)](
             logits, logits if bias is None else bias, topk_ids, topk_weights, self.num_experts, self.n_group,
             self.routed_scaling_factor,
             METHOD=self.method, BIASED=bias is not None, TOP_K=self.top_k, TOPK_GROUP=self.topk_group,
             GROUPS=triton.next_power_of_2(self.n_group),
             SIZE=triton.next_power_of_2(self.num_experts // self.n_group),
-            WIDTH=triton.next_power_of_2(self.top_k), num_warps=1,
+            WIDTH=triton.next_power_of_2(self.top_k), num_warps=WARPS, **overlap,
         )  # fmt: skip
 
 
