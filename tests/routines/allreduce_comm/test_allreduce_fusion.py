@@ -11,7 +11,7 @@ import torch
 from flashinfer_perf.core.errors import Unsupported
 from flashinfer_perf.core.machine import Machine
 from flashinfer_perf.routines.allreduce_comm import library
-from flashinfer_perf.routines.allreduce_comm.allreduce_fusion import all_reduce
+from flashinfer_perf.routines.allreduce_comm.allreduce_fusion import all_reduce, in_place
 from flashinfer_perf.run.factory import TensorFactory
 from tests.contract import contract, covers
 from tests.routines.allreduce_comm.broken import ON_ONE_RANK, prepare_with
@@ -32,6 +32,13 @@ def test_gloo_passes(flags, dtype):
 @pytest.mark.parametrize("name", ON_ONE_RANK)
 def test_a_broken_reduction_is_caught(name):
     assert_caught(run_broken(NAME, prepare_with(ON_ONE_RANK[name]), NORM))
+
+
+@pytest.mark.parametrize(("size", "flags", "nothing"), [(1, CASE, True), (1, NORM, False), (2, CASE, False)])
+def test_a_sum_of_one_rank_is_not_left_to_a_clock_that_records_kernels(size, flags, nothing):
+    problem = problem_on(0, size, flags)
+    launch = in_place(case_of(NAME, flags).flags, problem, None)
+    assert bool(launch.no_cupti) == bool(launch.no_graph) == nothing
 
 
 def problem_on(rank: int, size: int, flags: str = NORM):

@@ -23,6 +23,8 @@ WEIGHT_SPREAD = 0.1
 ROUNDINGS = 2
 """Beside one for each rank's addend: of the residual's sum, and of the normalised row."""
 
+NOTHING = "The sum of one rank starts no kernel that could be recorded: CUDA events are used."
+
 flashinfer_installed = package("flashinfer", extra="flashinfer")
 ON_NVLINK = (capability(9, 10, 12), flashinfer_installed)
 
@@ -100,7 +102,9 @@ def gloo(case: AllReduceFlags, problem: Problem) -> Launch:
 def in_place(case: AllReduceFlags, problem: Problem, group: Any) -> Launch:
     """Over a group of torch.distributed (None: the default one)."""
     if case.pattern != WITH_NORM:
-        return Launch(reduced, kwargs={"output": problem["input"], "group": group}, mutates=("output",))
+        kwargs = {"output": problem["input"], "group": group}
+        nothing = NOTHING if problem.ranks.size == 1 else ""
+        return Launch(reduced, kwargs=kwargs, mutates=("output",), no_graph=nothing, no_cupti=nothing)
     kwargs = {"residual_out": problem["input"], "residual": problem["residual"], "weight": problem["weight"]}
     return Launch(
         reduced_and_normalised,
