@@ -44,7 +44,12 @@ def unordered(rows: torch.Tensor, tile: int, interleaved: bool) -> torch.Tensor:
 
 
 def routed(arguments: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts and weights of each token, written where the library writes them."""
+    """Experts and weights of each token, written where the library writes them; or as they are given."""
+    if "topk_ids" in arguments:
+        experts, weights = arguments["topk_ids"]
+        assert (experts.dtype, weights.dtype) == (torch.int32, torch.float32)
+        assert 0 <= experts.min() <= experts.max() < arguments["num_experts"]
+        return experts.long(), weights
     methods = {"DeepSeekV3": "deepseek_v3", "Llama4": "llama4", "TopK": "topk", "Renormalize": "renormalize"}
     method = methods.get(names(arguments)[0], "renormalize_naive")
     groups = (arguments["n_group"] or 1, arguments["topk_group"] or 1)

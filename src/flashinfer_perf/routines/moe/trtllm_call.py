@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.requirement import Requirement, capability_in, case_rule, package
+from flashinfer_perf.formats.scale_layout import swizzle_128x4
 from flashinfer_perf.formats.shuffle import interleave_halves, shuffle_rows
 from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.routines.moe import hidden
 from flashinfer_perf.routines.moe.flags import MoeFlags, activation_of, local_experts
 from flashinfer_perf.routines.moe.layer import Layer
 from flashinfer_perf.routines.moe.router import Router
@@ -154,3 +156,34 @@ def first_scales(layer: Layer, gate: torch.Tensor, between: float) -> dict[str, 
         between: what the second product's input is multiplied by before it is rounded.
     """
     return {"gate": gate, "value": gate * between if layer.gated else torch.full_like(gate, between)}
+
+
+def fp4_weights(layer: Layer, tensors: Mapping[str, torch.Tensor], x_global: float) -> dict[str, Any]:
+    """What the kernels read of experts' weights in NVFP4.
+
+    Args:
+        tensors: w1, w1_scale, w1_global, and those of w2.
+        x_global: what hidden states were multiplied by before they were rounded.
+    """
+
+    def first(rows: torch.Tensor) -> torch.Tensor:
+        return first_rows(layer, rows)
+
+    gate = 1 / (tensors["w1_global"] * x_global)
+    factors = first_scales(layer, gate, hidden.BETWEEN_FP4)
+    scales = {
+        "gemm1": each_expert(tensors["w1_scale"], lambda rows: swizzle_128x4(first(rows))),
+        "gemm2": each_expert(tensors["w2_scale"], lambda rows: swizzle_128x4(shuffle_rows(rows))),
+    }
+    return {
+        "gemm1_weights": each_expert(tensors["w1"], first),
+        "gemm1_weights_scale": scales["gemm1"].view(torch.float8_e4m3fn),
+        "gemm2_weights": each_expert(tensors["w2"], shuffle_rows),
+        "gemm2_weights_scale": scales["gemm2"].view(torch.float8_e4m3fn),
+        "output1_scale_scalar": factors["value"],
+        "output1_scale_gate_scalar": factors["gate"],
+        "output2_scale_scalar": 1 / (tensors["w2_global"] * hidden.BETWEEN_FP4),
+        # the kernels with a gate read a factor in its sigmoid, which those without must not get
+        "gemm1_alpha": torch.ones_like(gate) if layer.gated else None,
+        **dict.fromkeys(("gemm1_bias", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias")),
+    }

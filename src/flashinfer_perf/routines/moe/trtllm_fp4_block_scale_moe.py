@@ -6,8 +6,6 @@ from flashinfer_perf.core.dtypes import DType
 from flashinfer_perf.core.requirement import Requirement, case_rule
 from flashinfer_perf.core.routine import routine
 from flashinfer_perf.formats import nvfp4
-from flashinfer_perf.formats.scale_layout import swizzle_128x4
-from flashinfer_perf.formats.shuffle import shuffle_rows
 from flashinfer_perf.lazy import flashinfer, torch
 from flashinfer_perf.routines.gemm import tuning
 from flashinfer_perf.routines.moe import hidden, launches, trtllm, trtllm_call
@@ -49,32 +47,12 @@ LIMITS: tuple[Requirement, ...] = (
 )
 def library(case: MoeFlags, problem: Problem) -> Launch:
     """TensorRT-LLM's kernels on NVFP4 hidden states, with weights interleaved, shuffled and swizzled for them."""
-    layer = trtllm.layer_of(case)
-
-    def first_rows(rows: torch.Tensor) -> torch.Tensor:
-        return trtllm_call.first_rows(layer, rows)
-
-    gate = 1 / (problem["w1_global"] * hidden.GLOBAL_SCALE)
-    first = trtllm_call.first_scales(layer, gate, hidden.BETWEEN_FP4)
-    scales = {
-        "gemm1": trtllm_call.each_expert(problem["w1_scale"], lambda rows: swizzle_128x4(first_rows(rows))),
-        "gemm2": trtllm_call.each_expert(problem["w2_scale"], lambda rows: swizzle_128x4(shuffle_rows(rows))),
-    }
     kwargs = {
         **trtllm_call.call_arguments(case, problem),
         "hidden_states": problem["x_packed"],
         "hidden_states_scale": problem["x_scale"].view(torch.float8_e4m3fn),
         "hidden_states_scale_layout": flashinfer.SfLayout.layout_linear,
-        "gemm1_weights": trtllm_call.each_expert(problem["w1"], first_rows),
-        "gemm1_weights_scale": scales["gemm1"].view(torch.float8_e4m3fn),
-        "gemm2_weights": trtllm_call.each_expert(problem["w2"], shuffle_rows),
-        "gemm2_weights_scale": scales["gemm2"].view(torch.float8_e4m3fn),
-        "output1_scale_scalar": first["value"],
-        "output1_scale_gate_scalar": first["gate"],
-        "output2_scale_scalar": 1 / (problem["w2_global"] * hidden.BETWEEN_FP4),
-        # the kernels with a gate read a factor in its sigmoid, which those without must not get
-        "gemm1_alpha": torch.ones_like(gate) if layer.gated else None,
-        **dict.fromkeys(("gemm1_bias", "gemm1_beta", "gemm1_clamp_limit", "gemm2_bias")),
+        **trtllm_call.fp4_weights(trtllm.layer_of(case), problem.tensors, hidden.GLOBAL_SCALE),
     }
     launch = Launch(flashinfer.fused_moe.trtllm_fp4_block_scale_moe, kwargs=kwargs, mutates=trtllm_call.WRITES)
     return tuning.tuned(case, launch, named="FP4 block scale MoE")

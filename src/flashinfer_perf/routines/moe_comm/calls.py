@@ -22,11 +22,14 @@ NO_GRAPH = "Exchanges between ranks are launched one by one, on one rank as on s
 NO_CUPTI = "--nvtx marks phases for a profiler, beside which CUPTI cannot record: CUDA events are used."
 
 
-def launch_over(case: MoeCommFlags, problem: Problem, exchange: Exchange, compute: Compute | None = None) -> Launch:
+def launch_over(
+    case: MoeCommFlags, problem: Problem, exchange: Exchange, compute: Compute | None = None, *, by: str = ""
+) -> Launch:
     """The call that is timed. Every rank must make it: it exchanges rows once.
 
     Args:
         compute: the experts of this rank; without, each rank answers with rows that are there before.
+        by: whose kernels those are.
     """
     exchange.marked |= compute is not None
     launch = Launch(
@@ -45,7 +48,7 @@ def launch_over(case: MoeCommFlags, problem: Problem, exchange: Exchange, comput
         host_sync=exchange.host_sync,
         no_graph=NO_GRAPH,
         no_cupti=NO_CUPTI if case.nvtx else "",
-        facts={"exchange": exchange.name, "sent_bytes": sent_bytes(case, problem, exchange)},
+        facts={"exchange": exchange.name, "experts_by": by, "sent_bytes": sent_bytes(case, problem, exchange)},
     )
     if compute is None:
         fill_in(launch, Experts(case.num_experts, problem.ranks.size), problem.ranks.rank)

@@ -82,9 +82,14 @@ class LocalExperts:
         return total
 
 
-def allowed(case: MoeCommFlags, ranks: int) -> Close:
-    """How far the sum of all ranks' answers may be off."""
-    between = DType.FP8_E4M3 if case.quant_dtype == "fp8_block_scale" else case.input_dtype
+def allowed(case: MoeCommFlags, ranks: int, by_library: bool = False) -> Close:
+    """How far the sum of all ranks' answers may be off.
+
+    Args:
+        by_library: whether FlashInfer's kernels are used, which round what is between the products to NVFP4, too.
+    """
+    sixteen = DType.NVFP4 if by_library else case.input_dtype
+    between = DType.FP8_E4M3 if case.quant_dtype == "fp8_block_scale" else sixteen
     sizes = (case.hidden_size, int(case.intermediate_size or 0))
     return tolerance.for_mixture(between, sizes, case.input_dtype, more_roundings=WIRE_ROUNDINGS + ranks)
 
@@ -124,6 +129,8 @@ class ByTriton:
     Args:
         slots: rows of every call, those without a token included.
     """
+
+    name = "triton"
 
     def __init__(self, case: MoeCommFlags, problem: Problem, factor: float, numbers: range, slots: int) -> None:
         self._factor = factor

@@ -14,8 +14,9 @@ from flashinfer_perf.core.errors import InvalidInput
 from flashinfer_perf.core.requirement import capability, host_memory
 from flashinfer_perf.core.routine import Fact, Rule, routine
 from flashinfer_perf.core.work import UNCOUNTED, Work
+from flashinfer_perf.device.machine import find_machine
 from flashinfer_perf.lazy import flashinfer, torch
-from flashinfer_perf.routines.moe_comm import one_sided
+from flashinfer_perf.routines.moe_comm import library, one_sided
 from flashinfer_perf.routines.moe_comm.backends import (
     between_gpus,
     combined_top_k,
@@ -77,6 +78,7 @@ AGGREGATE = (
         Fact("dispatch_bytes", "bytes that dispatch has to move between ranks"),
         Fact("combine_bytes", "bytes that combine has to move between ranks"),
         Fact("exchange", "how the backend exchanges rows"),
+        Fact("experts_by", "whose kernels the experts between the exchanges are, with --real_math"),
         Fact("sent_bytes", "bytes that the backend moves between ranks, rows that nobody needs included"),
     ),
     rules=(
@@ -177,8 +179,12 @@ def with_experts(case: MoeCommFlags, make: TensorFactory, problem: Problem, fact
         tensors={**problem.tensors, **local.draw(), "factor": torch.tensor([factor], device=make.device)},
         reference=truth,
         phase_work={DISPATCH: problem.phase_work[DISPATCH], KERNEL: work, COMBINE: problem.phase_work[COMBINE]},
-        checks={"out": replace(check, output=allowed(case, ranks.size))},
+        checks={"out": replace(check, output=allowed(case, ranks.size, _by_library(case, make.device)))},
     )
+
+
+def _by_library(case: MoeCommFlags, device: Any) -> bool:
+    return library.runs(case, find_machine(str(device)))
 
 
 def _shared_experts(case: MoeCommFlags, ranks: int) -> Experts:
@@ -208,7 +214,7 @@ def moe_alltoall(case: MoeCommFlags, problem: Problem) -> Launch:
         columns=case.hidden_size,
         dtype=case.input_dtype.torch,
     )
-    return _with_triton(case, problem, exchange)
+    return _with_kernels(case, problem, exchange)
 
 
 @moe_a2a.backend("nccl", requires=(between_gpus, nccl_available))
@@ -219,7 +225,7 @@ def nccl(case: MoeCommFlags, problem: Problem) -> Launch:
     packs = worth_packing(experts, case.top_k, case.num_tokens, row_bytes(case).dispatch)
     if packs and not case.real_math:  # experts are planned for a fixed number of rows
         return launch_over(case, problem, packed(case, problem, group))
-    return _with_triton(case, problem, whole(case, problem, group))
+    return _with_kernels(case, problem, whole(case, problem, group))
 
 
 @moe_a2a.backend("gloo", requires=(host_memory,), ignores=("nvtx",))
@@ -227,16 +233,21 @@ def gloo(case: MoeCommFlags, problem: Problem) -> Launch:
     """torch.distributed over gloo, on the CPU."""
     join_process_group(problem.ranks)
     compute = by_torch(case, float(problem["factor"]), _own(case, problem)) if case.real_math else None
-    return launch_over(case, problem, packed(case, problem, None), compute)
+    return launch_over(case, problem, packed(case, problem, None), compute, by="torch")
 
 
-def _with_triton(case: MoeCommFlags, problem: Problem, exchange: Exchange) -> Launch:
+def _with_kernels(case: MoeCommFlags, problem: Problem, exchange: Exchange) -> Launch:
     """A call over an exchange with a slot for every token of every rank, with this rank's experts if asked for."""
     if not case.real_math:
         return launch_over(case, problem, exchange)
-    slots = problem.ranks.size * case.num_tokens
-    compute = ByTriton(case, problem, float(problem["factor"]), _own(case, problem), slots)
-    return launch_over(case, replace(problem, tensors={**problem.tensors, **compute.weights}), exchange, compute)
+    factor, own = float(problem["factor"]), _own(case, problem)
+    compute: library.ByLibrary | ByTriton
+    if _by_library(case, problem["weights"].device):
+        compute = library.ByLibrary(case, problem, factor, own)
+    else:
+        compute = ByTriton(case, problem, factor, own, slots=problem.ranks.size * case.num_tokens)
+    prepared = replace(problem, tensors={**problem.tensors, **compute.weights})
+    return launch_over(case, prepared, exchange, compute, by=compute.name)
 
 
 def _own(case: MoeCommFlags, problem: Problem) -> range:

@@ -1,0 +1,106 @@
+"""The experts between dispatch and combine by FlashInfer: TensorRT-LLM's kernels, told which experts rows go to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flashinfer_perf.core.dtypes import DType
+from flashinfer_perf.core.machine import Machine
+from flashinfer_perf.core.requirement import capability_in, case_rule, package
+from flashinfer_perf.lazy import flashinfer, torch
+from flashinfer_perf.routines.moe import trtllm_call
+from flashinfer_perf.routines.moe.layer import Layer
+from flashinfer_perf.routines.moe_comm.flags import MoeCommFlags
+from flashinfer_perf.run.problem import Problem
+
+ACTIVATION, METHOD = "Swiglu", "Renormalize"
+"""Of the library's names. No routing is left to do, so that any method is as good."""
+MULTIPLE = 128
+"""Of both sizes: rows are shuffled, and scales lie, in tiles of as many."""
+MAJOR_K = 0
+"""Of the library's layouts of FP8 weights: as they are."""
+PARTS = {
+    "nvfp4": ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale"),
+    "fp8_block_scale": ("w1", "w1_scale", "w2", "w2_scale"),
+}
+NAMES = ("w1", "w1_scale", "w2", "w2_scale")
+"""What a call is given them as."""
+
+NEEDS = (
+    capability_in(trtllm_call.BLACKWELL),
+    package("flashinfer", extra="flashinfer"),
+    case_rule(
+        "bfloat16, sizes divisible by 128, top_k up to 32 and below num_experts, which 4 divides",
+        lambda case: (
+            case.input_dtype is DType.BFLOAT16
+            and case.hidden_size % MULTIPLE == 0
+            and case.intermediate_size % MULTIPLE == 0
+            and case.top_k <= trtllm_call.MOST_CHOSEN
+            and case.top_k < case.num_experts
+            and case.num_experts % 4 == 0
+        ),
+    ),
+)
+
+
+def runs(case: MoeCommFlags, machine: Machine) -> bool:
+    """Whether the library has kernels for a case with experts; where it has none, this project's take their place."""
+    return not any(need.unmet(machine, case) for need in NEEDS)
+
+
+class ByLibrary:
+    """All that does not depend on a call's rows is prepared here. A call gets ``weights``, or copies of them.
+
+    Args:
+        factor: what hidden states were multiplied by before they were rounded.
+        numbers: of the experts that are here.
+    """
+
+    name = "trtllm"
+
+    def __init__(self, case: MoeCommFlags, problem: Problem, factor: float, numbers: range) -> None:
+        self._fp4 = case.quant_dtype == "nvfp4"
+        given: Mapping[str, torch.Tensor] = problem.tensors
+        if self._fp4:
+            layer = Layer(ACTIVATION, numbers)
+            given = trtllm_call.fp4_weights(layer, problem.tensors, factor)
+        parts = PARTS[str(case.quant_dtype)]
+        self.weights = {name: given[part] for name, part in zip(NAMES, parts, strict=True)}
+        rest = {name: value for name, value in given.items() if name not in parts} if self._fp4 else {}
+        self._arguments = {**self._common(case, problem, numbers), **rest}
+        self._missing = case.num_experts
+        self._elsewhere = numbers.stop % case.num_experts
+
+    def __call__(self, rows: tuple[torch.Tensor, ...], output: torch.Tensor, **weights: torch.Tensor) -> None:
+        """Slots without a token are sent to an expert that is not here, for which nothing is added."""
+        ids, routing, hidden, scales = rows
+        chosen = (torch.where(ids == self._missing, self._elsewhere, ids), routing)
+        of_weights = {f"gemm{name[1]}_weights{name[2:]}": tensor for name, tensor in weights.items() if name in NAMES}
+        own = {"topk_ids": chosen, "hidden_states": hidden, "output": output, **of_weights}
+        moe = flashinfer.fused_moe
+        if self._fp4:
+            scales = scales.view(torch.float8_e4m3fn)
+            moe.trtllm_fp4_block_scale_routed_moe(**self._arguments, **own, hidden_states_scale=scales)
+        else:
+            moe.trtllm_fp8_block_scale_routed_moe(**self._arguments, **own, hidden_states_scale=scales.T.contiguous())
+
+    def _common(self, case: MoeCommFlags, problem: Problem, numbers: range) -> dict[str, Any]:
+        slots = problem.ranks.size * case.num_tokens
+        fp8 = {"use_shuffled_weight": False, "weight_layout": MAJOR_K}
+        layout = {"hidden_states_scale_layout": flashinfer.SfLayout.layout_linear} if self._fp4 else fp8
+        return {
+            "routing_bias": None,
+            "num_experts": case.num_experts,
+            "top_k": case.top_k,
+            "n_group": None,
+            "topk_group": None,
+            "intermediate_size": case.intermediate_size,
+            "local_expert_offset": numbers.start,
+            "local_num_experts": len(numbers),
+            "routed_scaling_factor": None,
+            "routing_method_type": int(flashinfer.fused_moe.RoutingMethodType[METHOD]),
+            "activation_type": int(flashinfer.fused_moe.ActivationType[ACTIVATION]),
+            "tune_max_num_tokens": max(trtllm_call.TUNED_UP_TO, slots),
+            **layout,
+        }
