@@ -14,9 +14,10 @@ pytest.importorskip("triton", reason="triton is not installed: it comes with the
 
 from triton import knobs
 
+from flashinfer_perf.kernels.moe.activations import GATED
 from flashinfer_perf.kernels.moe.experts import TritonExperts
 from flashinfer_perf.kernels.moe.fp4_weights import PreparedFp4
-from flashinfer_perf.kernels.moe.tuning import HopperProduct, HopperTiles, ProductTiles, Tiles
+from flashinfer_perf.kernels.moe.tuning import BY_CAPABILITY, HopperProduct, HopperTiles, ProductTiles, Tiles
 from flashinfer_perf.kernels.moe.weights import ExpertFormat, ExpertWeights
 from tests.kernels.moe.compiling import call, compile_instead
 
@@ -27,9 +28,9 @@ HIDDEN, INTERMEDIATE, EXPERTS = 7168, 2048, 2
 MANY = Tiles(128, 8, ProductTiles(64, 64, 8, 3), ProductTiles(64, 64, 8, 3), extra=64)
 
 
-def weights(format: ExpertFormat, dtype: torch.dtype = torch.bfloat16) -> ExpertWeights:
+def weights(format: ExpertFormat, dtype: torch.dtype = torch.bfloat16, gated: bool = True) -> ExpertWeights:
     """DeepSeek-R1's sizes, of memory that nobody touches, for activations of a dtype."""
-    first, second = (EXPERTS, 2 * INTERMEDIATE, HIDDEN), (EXPERTS, HIDDEN, INTERMEDIATE)
+    first, second = (EXPERTS, (2 if gated else 1) * INTERMEDIATE, HIDDEN), (EXPERTS, HIDDEN, INTERMEDIATE)
     of = lambda dtype, *shape: torch.empty(shape, dtype=dtype)  # noqa: E731
     if format is ExpertFormat.BF16:
         return ExpertWeights(format, of(dtype, *first), of(dtype, *second))
@@ -45,11 +46,17 @@ def weights(format: ExpertFormat, dtype: torch.dtype = torch.bfloat16) -> Expert
 
 
 def compiled(
-    monkeypatch, format: ExpertFormat, tokens: int, capability=HOPPER, tiles=None, dtype=torch.bfloat16
+    monkeypatch,
+    format: ExpertFormat,
+    tokens: int,
+    capability=HOPPER,
+    tiles=None,
+    dtype=torch.bfloat16,
+    activation: str = "Swiglu",
 ) -> dict[str, Any]:
     found = compile_instead(monkeypatch, capability)
-    options = {"num_tokens": tokens, "top_k": 1, "num_experts": EXPERTS, "dtype": dtype}
-    call(TritonExperts(weights(format, dtype), **options, tiles=tiles))
+    options = {"num_tokens": tokens, "top_k": 1, "num_experts": EXPERTS, "dtype": dtype, "activation": activation}
+    call(TritonExperts(weights(format, dtype, gated=activation in GATED), **options, tiles=tiles))
     return found
 
 
@@ -146,6 +153,24 @@ def test_hoppers_own_kernel_loads_by_the_copy_engine_and_multiplies_in_warpgroup
         assert len(re.findall(instruction, ptx)) == 4 * tiles.parts
         assert spilt_bytes(found[name]) <= MOST_SPILT
         assert found[name].metadata.shared <= SHARED_BYTES[HOPPER]
+
+
+OWN = [
+    (format, entry.tiles)
+    for format, tuned in BY_CAPABILITY[HOPPER].items()
+    for entry in tuned
+    if isinstance(entry.tiles, HopperTiles)
+]
+
+
+@pytest.mark.parametrize("activation", ["Swiglu", "Relu2"])
+@pytest.mark.parametrize(("format", "tiles"), OWN)
+def test_hopper_has_the_memory_for_every_tile_that_is_chosen(monkeypatch, format, tiles, activation):
+    """Results of an activation without a gate are twice as wide."""
+    found = compiled(monkeypatch, format, 256, tiles=tiles, activation=activation)
+    products = {name: kernel for name, kernel in found.items() if name.startswith("hopper_product")}
+    assert set(products) == {f"hopper_product {activation}", "hopper_product Identity"}
+    assert max(kernel.metadata.shared for kernel in products.values()) <= SHARED_BYTES[HOPPER]
 
 
 @pytest.mark.parametrize(("format", "tokens"), [(ExpertFormat.BF16, 2), (ExpertFormat.FP8_BLOCK, 256)])

@@ -164,6 +164,8 @@ class HopperExperts:
 
     def _plan_products(self) -> None:
         first, second = self.tiles.first, self.tiles.second
+        if not self._gated:  # its results are twice as wide, and leave no room for another stage
+            first = first._replace(stages=min(first.stages, second.stages))
         self._first = self._product("w1", self._spread, self._inner, first, gated=self._gated)
         inner = self._second_input.elements if self._second_input.form else self._intermediate
         self._second = self._product("w2", inner, self._products, second, gated=False)

@@ -116,8 +116,8 @@ BY_CAPABILITY: dict[Capability, dict[ExpertFormat, tuple[Tuned, ...]]] = {
 }
 """What was measured to be faster on some GPU. On an H200, with DeepSeek-R1's sizes, rows of an expert were 1/32, 1/4,
 2, 16 and 128 on average (1, 8, 64, 512 and 4096 tokens); each entry serves up to the geometric mean of its own number
-and the next one's, so that none is nearer in proportion. Of 16-bit weights 32 and 64 rows were measured, too (1024 and
-2048 tokens): there Hopper's own kernel is no faster yet.
+and the next one's, so that none is nearer in proportion. Of 16-bit weights 64 rows (2048 tokens) were measured, too:
+there Hopper's own kernel is no faster than the other, and the two meet between 64 and 128.
 """
 
 
