@@ -51,6 +51,14 @@ def cases() -> dict[str, Routed]:
     }
 
 
+def weight_of_no_number(method: str) -> float:
+    """Of a token without a logit that is a number."""
+    run = TritonRouting(method, num_experts=20, top_k=1)
+    ids, weights = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1)
+    run(torch.full((1, 20), math.nan), None, ids, weights)
+    return float(weights)
+
+
 def faults(case: Routed, device: str = "cpu") -> str:
     """What differs first, or nothing."""
     make = torch.Generator().manual_seed(case.experts)

@@ -73,12 +73,12 @@ def _all(value):
 
 @triton.jit
 def _first_of_best(score, index, experts):
-    """The number of the first of the experts with the largest score; how many there are if no score is a number.
+    """The number of the first of the experts with the largest score; 0 if no score is a number: nor is its weight.
 
     Not by argmax over a flat view: Triton may reorder a reshape that only a reduction uses, and forgets the indices.
     """
     best = tl.max(tl.max(score, axis=1), axis=0)
-    return tl.min(tl.min(tl.where(score == best, index, experts), axis=1), axis=0)
+    return tl.min(tl.min(tl.where(score == best, index, experts), axis=1), axis=0) % experts
 
 
 @triton.jit
