@@ -25,7 +25,7 @@ def for_sum_of_ranks(dtype: DType, roundings: int) -> Close:
 
     As in ``for_attention``: errors of roundings add up independently, relative to a row's root mean square, and the
     worst of millions of elements is six times the typical one away. An element that is far larger than its row's was so
-    at each rounding. A rank that is left out is a hundred times that.
+    at each rounding. A rank that is left out is two hundred times the typical error for 2 ranks, 67 times for 8.
 
     Args:
         roundings: to the format, from the addends to the output.

@@ -71,11 +71,12 @@ def for_rows(
         typical: error of an element, relative to the root mean square of its row.
         worst: of millions of elements, in units of the typical error: six standard deviations.
         spread: by how much a whole row's error may exceed the typical one, as rows of few terms fluctuate.
-        roundings: of the element itself, each of which errs the more the larger it is.
+        roundings: of the element itself, each of which errs the more the larger it is: by a unit at most, and many of
+            them by six standard deviations of their sum.
     """
     unit = UNIT_ROUNDOFF[dtype]
     return Close(
-        rtol=roundings * unit,
+        rtol=min(roundings, 6 * RMS_ROUNDING * math.sqrt(roundings)) * unit,
         atol=SMALLEST[dtype],
         of_row=worst * typical,
         max_relative_l2=spread * typical + unit,

@@ -88,10 +88,11 @@ def allowed(case: MoeCommFlags, ranks: int, by_library: bool = False) -> Close:
     Args:
         by_library: whether FlashInfer's kernels are used, which round what is between the products to NVFP4, too.
     """
-    sixteen = DType.NVFP4 if by_library else case.input_dtype
-    between = DType.FP8_E4M3 if case.quant_dtype == "fp8_block_scale" else sixteen
+    without_blocks = DType.NVFP4 if by_library else case.input_dtype
+    between = DType.FP8_E4M3 if case.quant_dtype == "fp8_block_scale" else without_blocks
+    added = min(ranks, case.top_k)
     sizes = (case.hidden_size, int(case.intermediate_size or 0))
-    return tolerance.for_mixture(between, sizes, case.input_dtype, more_roundings=WIRE_ROUNDINGS + ranks)
+    return tolerance.for_mixture(between, sizes, case.input_dtype, more_roundings=WIRE_ROUNDINGS + added)
 
 
 def work_of(case: MoeCommFlags, expert_ids: torch.Tensor, ranks: Ranks) -> Work:
