@@ -101,6 +101,7 @@ def test_weights_of_other_experts_are_noticed(format):
         ((10, 0), {"hidden_size": 192}, False),
         ((10, 0), {"num_experts": 6}, False),
         ((10, 0), {"top_k": 12}, False),
+        ((10, 0), {"num_experts": 2052}, False),
     ],
 )
 def test_where_the_kernels_run(capability, changes, expected):

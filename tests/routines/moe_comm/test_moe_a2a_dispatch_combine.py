@@ -46,7 +46,9 @@ BLOCKS = "--num_tokens 9 --hidden_size 128 --num_experts 8 --top_k 3 --quant_dty
     ],
 )
 def test_gloo_passes(flags, dtype):
-    assert_passes(run(NAME, f"{flags} --input_dtype {dtype}", "gloo"))
+    record = run(NAME, f"{flags} --input_dtype {dtype}", "gloo")
+    assert_passes(record)
+    assert record.facts["experts_by"] == "", "there are none"
 
 
 @pytest.mark.parametrize("name", ON_ONE_RANK)

@@ -22,6 +22,13 @@ def test_rows_for_the_first_rank_come_first():
     assert order.dtype is torch.int32
 
 
+def test_there_is_no_room_for_more_rows_than_a_token_has_experts():
+    one, order = torch.zeros(3, 1, dtype=torch.int32), torch.tensor([[0, -1], [-1, 1], [-1, 2]], dtype=torch.int32)
+    packed = pack((one, *ROWS[1:]), order)
+    assert len(packed) == 3
+    assert torch.equal(unpack(packed, (one, *ROWS[1:]))[2], ROWS[2])
+
+
 def test_rows_are_packed_by_receiver_and_come_out_as_they_were():
     packed = pack(ROWS, plan(Experts(4, 2), CHOSEN)[0])
     assert packed.shape == (6, 4 * ALIGNMENT)

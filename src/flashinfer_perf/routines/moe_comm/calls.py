@@ -48,7 +48,11 @@ def launch_over(
         host_sync=exchange.host_sync,
         no_graph=NO_GRAPH,
         no_cupti=NO_CUPTI if case.nvtx else "",
-        facts={"exchange": exchange.name, "experts_by": by, "sent_bytes": sent_bytes(case, problem, exchange)},
+        facts={
+            "exchange": exchange.name,
+            "experts_by": by if compute else "",
+            "sent_bytes": sent_bytes(case, problem, exchange),
+        },
     )
     if compute is None:
         fill_in(launch, Experts(case.num_experts, problem.ranks.size), problem.ranks.rank)

@@ -18,6 +18,8 @@ ACTIVATION, METHOD = "Swiglu", "Renormalize"
 """Of the library's names. No routing is left to do, so that any method is as good."""
 MULTIPLE = 128
 """Of both sizes: rows are shuffled, and scales lie, in tiles of as many."""
+MOST_EXPERTS = 2048
+"""That the library's routing is compiled for."""
 MAJOR_K = 0
 """Of the library's layouts of FP8 weights: as they are."""
 PARTS = {
@@ -31,13 +33,13 @@ NEEDS = (
     capability_in(trtllm_call.BLACKWELL),
     package("flashinfer", extra="flashinfer"),
     case_rule(
-        "bfloat16, sizes divisible by 128, top_k up to 32 and below num_experts, which 4 divides",
+        "bfloat16, sizes divisible by 128, top_k up to 32 and below num_experts, up to 2048, which 4 divides",
         lambda case: (
             case.input_dtype is DType.BFLOAT16
             and case.hidden_size % MULTIPLE == 0
             and case.intermediate_size % MULTIPLE == 0
             and case.top_k <= trtllm_call.MOST_CHOSEN
-            and case.top_k < case.num_experts
+            and case.top_k < case.num_experts <= MOST_EXPERTS
             and case.num_experts % 4 == 0
         ),
     ),

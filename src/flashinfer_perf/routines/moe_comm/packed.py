@@ -52,8 +52,9 @@ class PackedExchange:
     def dispatch(self, rows: tuple[torch.Tensor, ...]) -> Arrived:
         order, counts = plan(self._experts, rows[0])
         sent, received = counts
-        self._all_to_all(received, sent)
+        counted = torch.distributed.all_to_all_single(received, sent, group=self._group, async_op=True)
         packed = pack(rows, order)
+        counted.wait()
         way = Way(*counts.tolist(), order)
         arrived = packed.new_empty(sum(way.received), packed.shape[1])
         self._all_to_all(arrived, packed[: sum(way.sent)], way.received, way.sent)
@@ -93,9 +94,13 @@ def plan(experts: Experts, expert_ids: torch.Tensor) -> tuple[torch.Tensor, torc
 
 
 def pack(rows: tuple[torch.Tensor, ...], order: torch.Tensor) -> torch.Tensor:
-    """(tokens * ranks, bytes): all parts of a token in each of its rows; those behind the last one are not filled."""
+    """(rows, bytes): all parts of a token in each of its rows, of which it has no more than experts, the first part.
+
+    What is behind the last row is not filled.
+    """
     starts, width = _places(rows)
-    packed = torch.empty(order.numel(), width, dtype=torch.uint8, device=order.device)
+    most = len(order) * min(order.shape[1], rows[0].shape[1])
+    packed = torch.empty(most, width, dtype=torch.uint8, device=order.device)
     parts = [_bytes(part) for part in rows]
     if packed.is_cuda:
         from flashinfer_perf.kernels.token_rows import pack_rows
