@@ -77,8 +77,8 @@ def moe_fp4(
     """(m, k): for each token the sum over its experts of weight * W2 (silu(gate) * up), on the GPU by Triton kernels.
 
     The first call with a config and a dtype of ``a`` brings the weights into the kernels' order for it and keeps that
-    copy with the config; the first one with a number of tokens compiles. Make either before capturing. Weights must not
-    change afterwards.
+    copy, and the matrices it is of, with the config; the first one with a number of tokens compiles. Make either before
+    capturing. Weights must not change afterwards.
 
     Args:
         a: (m, k) fp16 or bf16.
