@@ -46,7 +46,7 @@ class PackedExchange:
         self._group = group
         self._experts = experts
         slots = experts.ranks * capacity
-        self._answers = torch.empty(slots, columns, dtype=dtype, device=device)
+        self._answers = torch.zeros(slots, columns, dtype=dtype, device=device)
         self._returned = torch.empty_like(self._answers)
 
     def dispatch(self, rows: tuple[torch.Tensor, ...]) -> Arrived:
