@@ -6,6 +6,9 @@ all that was before that.
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 
@@ -18,6 +21,12 @@ NONE = {"OVERLAPS": False, "launch_pdl": False}
 def options(capability: tuple[int, int]) -> dict[str, bool]:
     """A launch's, on a GPU of that compute capability."""
     return {"OVERLAPS": True, "launch_pdl": True} if capability >= SINCE else NONE
+
+
+@functools.cache
+def options_on(device: torch.device) -> dict[str, bool]:
+    """The same on a device, which is asked once: calls need the answer each time."""
+    return options(torch.cuda.get_device_capability(device)) if device.type == "cuda" else NONE
 
 
 @triton.jit

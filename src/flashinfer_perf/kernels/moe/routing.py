@@ -6,14 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from flashinfer_perf.kernels.moe.overlap import NONE, await_previous
-from flashinfer_perf.kernels.moe.overlap import options as overlap_options
+from flashinfer_perf.kernels.moe.overlap import await_previous, options_on
 
 METHODS = ("renormalize", "deepseek_v3", "llama4", "renormalize_naive", "topk")
 NEVER = tl.constexpr(float("-inf"))
 TINY = tl.constexpr(1e-20)
 """Added to a sum of sigmoids, as FlashInfer's own routing kernel does."""
 WARPS = 1
+"""Of a token. Its scores fit into one warp's registers; several would have to meet at every choice."""
 
 
 @triton.jit
@@ -169,14 +169,13 @@ class TritonRouting:
             _check("bias", bias, (self.num_experts,), None)
         if not tokens:
             return
-        overlap = overlap_options(torch.cuda.get_device_capability(logits.device)) if logits.is_cuda else NONE
         route[(tokens,)](
             logits, logits if bias is None else bias, topk_ids, topk_weights, self.num_experts, self.n_group,
             self.routed_scaling_factor,
             METHOD=self.method, BIASED=bias is not None, TOP_K=self.top_k, TOPK_GROUP=self.topk_group,
             GROUPS=triton.next_power_of_2(self.n_group),
             SIZE=triton.next_power_of_2(self.num_experts // self.n_group),
-            WIDTH=triton.next_power_of_2(self.top_k), num_warps=WARPS, **overlap,
+            WIDTH=triton.next_power_of_2(self.top_k), num_warps=WARPS, **options_on(logits.device),
         )  # fmt: skip
 
 
