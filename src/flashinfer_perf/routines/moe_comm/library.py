@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from flashinfer_perf.core.dtypes import DType
@@ -22,12 +21,13 @@ MOST_EXPERTS = 2048
 """That the library's routing is compiled for."""
 MAJOR_K = 0
 """Of the library's layouts of FP8 weights: as they are."""
-PARTS = {
-    "nvfp4": ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale"),
-    "fp8_block_scale": ("w1", "w1_scale", "w2", "w2_scale"),
+WEIGHTS = {
+    "w1": "gemm1_weights",
+    "w1_scale": "gemm1_weights_scale",
+    "w2": "gemm2_weights",
+    "w2_scale": "gemm2_weights_scale",
 }
-NAMES = ("w1", "w1_scale", "w2", "w2_scale")
-"""What a call is given them as."""
+"""A call's names of them, and the library's."""
 
 NEEDS = (
     capability_in(trtllm_call.BLACKWELL),
@@ -63,22 +63,20 @@ class ByLibrary:
 
     def __init__(self, case: MoeCommFlags, problem: Problem, factor: float, numbers: range) -> None:
         self._fp4 = case.quant_dtype == "nvfp4"
-        given: Mapping[str, torch.Tensor] = problem.tensors
-        if self._fp4:
-            layer = Layer(ACTIVATION, numbers)
-            given = trtllm_call.fp4_weights(layer, problem.tensors, factor)
-        parts = PARTS[str(case.quant_dtype)]
-        self.weights = {name: given[part] for name, part in zip(NAMES, parts, strict=True)}
-        rest = {name: value for name, value in given.items() if name not in parts} if self._fp4 else {}
-        self._arguments = {**self._common(case, problem, numbers), **rest}
+        own = self._of_fp4(problem, factor, numbers) if self._fp4 else self._of_fp8(problem)
+        self.weights = {name: own.pop(argument) for name, argument in WEIGHTS.items()}
+        self._arguments = {**self._common(case, problem, numbers), **own}
         self._missing = case.num_experts
         self._elsewhere = numbers.stop % case.num_experts
 
     def __call__(self, rows: tuple[torch.Tensor, ...], output: torch.Tensor, **weights: torch.Tensor) -> None:
-        """Slots without a token are sent to an expert that is not here, for which nothing is added."""
+        """Slots without a token are sent to an expert that is not here, for which nothing is added.
+
+        The library reads FP8's scales column by column, and rows arrive with theirs.
+        """
         ids, routing, hidden, scales = rows
         chosen = (torch.where(ids == self._missing, self._elsewhere, ids), routing)
-        of_weights = {f"gemm{name[1]}_weights{name[2:]}": tensor for name, tensor in weights.items() if name in NAMES}
+        of_weights = {argument: weights[name] for name, argument in WEIGHTS.items()}
         own = {"topk_ids": chosen, "hidden_states": hidden, "output": output, **of_weights}
         moe = flashinfer.fused_moe
         if self._fp4:
@@ -87,10 +85,15 @@ class ByLibrary:
         else:
             moe.trtllm_fp8_block_scale_routed_moe(**self._arguments, **own, hidden_states_scale=scales.T.contiguous())
 
+    def _of_fp4(self, problem: Problem, factor: float, numbers: range) -> dict[str, Any]:
+        arranged = trtllm_call.fp4_weights(Layer(ACTIVATION, numbers), problem.tensors, factor)
+        return {**arranged, "hidden_states_scale_layout": flashinfer.SfLayout.layout_linear}
+
+    def _of_fp8(self, problem: Problem) -> dict[str, Any]:
+        as_they_are = {argument: problem.tensors[name] for name, argument in WEIGHTS.items()}
+        return {**as_they_are, "use_shuffled_weight": False, "weight_layout": MAJOR_K}
+
     def _common(self, case: MoeCommFlags, problem: Problem, numbers: range) -> dict[str, Any]:
-        slots = problem.ranks.size * case.num_tokens
-        fp8 = {"use_shuffled_weight": False, "weight_layout": MAJOR_K}
-        layout = {"hidden_states_scale_layout": flashinfer.SfLayout.layout_linear} if self._fp4 else fp8
         return {
             "routing_bias": None,
             "num_experts": case.num_experts,
@@ -103,6 +106,5 @@ class ByLibrary:
             "routed_scaling_factor": None,
             "routing_method_type": int(flashinfer.fused_moe.RoutingMethodType[METHOD]),
             "activation_type": int(flashinfer.fused_moe.ActivationType[ACTIVATION]),
-            "tune_max_num_tokens": max(trtllm_call.TUNED_UP_TO, slots),
-            **layout,
+            "tune_max_num_tokens": max(trtllm_call.TUNED_UP_TO, problem.ranks.size * case.num_tokens),
         }
