@@ -21,7 +21,9 @@ from flashinfer_perf.run.factory import TensorFactory
 BIAS = 0.05
 """Standard deviation of the bias: enough to change which experts are selected."""
 MIDDLE = (0.25, 0.75)
-"""Scores, of which a bias leaves room to both sides for probabilities that make them up."""
+"""Scores: on both sides there is room for a bias of nearly five deviations, before probabilities leave ``POSSIBLE``."""
+POSSIBLE = (0.01, 0.99)
+"""Probabilities with logits that are no larger than a few units."""
 FACTS = (
     Fact("active_experts", "experts that any token goes to, over all ranks"),
     Fact("busiest_expert_share", "share of all choices that fell on the most popular expert"),
@@ -62,7 +64,7 @@ def balanced(wanted: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """
     low, high = MIDDLE
     scores = low + (high - low) * torch.sigmoid(wanted.double())
-    return torch.logit((scores - bias.double()).clamp(0.01, 0.99)).float()
+    return torch.logit((scores - bias.double()).clamp(*POSSIBLE)).float()
 
 
 def _refuse_unreachable(router: Router, tensors: Mapping[str, torch.Tensor], wanted: torch.Tensor) -> None:

@@ -19,8 +19,8 @@ WIRE_BYTES_PER_US = 260e3
 MEMORY_BYTES_PER_US = 4e6
 """Of an H200's memory, of the 4.8 TB/s in its data sheet."""
 COUNTS_US = 450.0
-"""Of an exchange of counts, the host waiting for it, and launches that nothing hides: on two H200s packing and sending
-took 561 us, of which sending was 115.
+"""Of an exchange of counts, the host waiting for it, and launches that nothing hides: on two H200s packing,
+which came after the counts then, and sending took 561 us, of which sending was 115.
 """
 
 
